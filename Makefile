@@ -1,0 +1,31 @@
+# make demo   the main job on this machine: protect, train victims, write demo/
+# make test   every check there is; the last line is the summary
+# Both make .venv on first use (PYTHON=/path/to/python picks another interpreter).
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+PY := .venv/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet --root-user-action=ignore
+FACTS := settings.ini setup.py
+
+.PHONY: demo test clean
+.NOTPARALLEL:
+
+demo: .venv/.package
+	.venv/bin/dh_demo --out demo
+
+test: .venv/.dev
+	$(PY) -m pytest tests --durations=5 --cov=dh_nb --cov-config=tests/coverage.ini --cov-fail-under=85
+
+clean:
+	rm -rf .venv demo
+
+.venv/bin/pip:
+	$(PYTHON) -m venv .venv
+
+.venv/.package: $(FACTS) | .venv/bin/pip
+	$(PIP) --editable .
+	touch $@
+
+.venv/.dev: $(FACTS) | .venv/bin/pip
+	$(PIP) --editable '.[dev]'
+	touch .venv/.package $@

@@ -1,0 +1,22 @@
+"Install dh_nb; every fact about the package lives in settings.ini."
+from configparser import ConfigParser
+from pathlib import Path
+from setuptools import find_packages, setup
+
+ini = ConfigParser(delimiters=["="])
+ini.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
+cfg = ini["DEFAULT"]
+extras = {k: cfg[f"{k}_requirements"].split() for k in ("lab", "features", "dev")}
+extras["dev"] += extras["lab"] + extras["features"]
+setup(
+    name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
+    author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"],
+    license="Apache-2.0", license_files=["LICENSE", "NOTICE"],
+    long_description=Path("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["dh_nb", "dh_nb.*"]),
+    package_data={"dh_nb": ["data/*", "data/*/*"]}, python_requires=">=" + cfg["min_python"],
+    install_requires=cfg["requirements"].split(), extras_require=extras,
+    entry_points={"console_scripts": cfg["console_scripts"].split(),
+                  "nbdev": ["dh_nb=dh_nb._modidx:d"]},
+)

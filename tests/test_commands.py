@@ -1,0 +1,259 @@
+"The commands as a user meets them: what they promise, and what they refuse."
+import json, os, resource, shutil, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dh_nb import cli
+from dh_nb.data import load_dataset, read_image, to_float
+from dh_nb.hiding import Hider, Preset
+from dh_nb.protect import WORK, protect, reveal_image
+from dh_nb.quality import psnr, quality_table
+from dh_nb.semantic import semantic_images
+from dh_nb.training import bundled, load_hider, save_hider
+
+COMMANDS = ["demo", "train", "protect", "verify", "reveal"]
+CIFAR = Path(os.environ.get("DH_DATA", "/nonexistent")) / "cifar10.webp.npz"
+
+
+def call(name, *args):
+    "Exit code of a command run in this process."
+    try: getattr(cli, name)([str(a) for a in args])
+    except SystemExit as e: return e.code or 0
+    return 0
+
+
+def refused(capsys, name, *args, says=""):
+    "The command ends with 2 and one sentence on standard error, nothing on output."
+    assert call(name, *args) == 2
+    out, err = capsys.readouterr()
+    assert len(err.strip().splitlines()) == 1 and says in err, err
+    assert err.startswith(f"dh_{name}: ") and out == ""
+
+
+def picture(path, size=(32, 32), seed=0, mode="RGB"):
+    "Write a smooth random picture."
+    rng = np.random.default_rng(seed)
+    small = rng.integers(0, 255, (5, 5, 3), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(small).resize(size, Image.BICUBIC).convert(mode).save(path)
+
+
+@pytest.fixture
+def photos(tmp_path):
+    "A folder of two classes with three pictures each."
+    for c in ("cat", "dog"):
+        for i in range(3): picture(tmp_path / "photos" / c / f"{i}.png", seed=i)
+    return tmp_path / "photos"
+
+
+def tree(folder):
+    "Every file below a folder with its bytes."
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_examples(name, capsys):
+    assert call(name, "--help") == 0
+    assert f"examples:\n  dh_{name}" in capsys.readouterr().out
+
+
+def test_every_command_is_installed():
+    for name in COMMANDS:
+        run = [Path(sys.executable).with_name(f"dh_{name}"), "--wrong"]
+        done = subprocess.run(run, capture_output=True, text=True)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+
+
+# what is refused
+
+def damage(folder, how):
+    "Make one thing wrong with a folder of pictures."
+    if how == "missing": shutil.rmtree(folder)
+    if how == "empty class": (folder / "bird").mkdir()
+    if how == "one class": shutil.rmtree(folder / "dog")
+    if how == "same name": picture(folder / "cat" / "1.jpg")
+    if how == "no picture":
+        for p in (folder / "cat").iterdir(): p.write_bytes(b"no picture")
+
+
+@pytest.mark.parametrize("how, says", [
+    ("missing", "photos"), ("empty class", "bird"), ("one class", "two"),
+    ("same name", "one name"), ("no picture", "cat")])
+def test_a_bad_source(how, says, photos, tmp_path, capsys):
+    damage(photos, how)
+    before = tree(photos) if photos.exists() else {}
+    refused(capsys, "protect", photos, tmp_path / "out", says=says)
+    assert not (tmp_path / "out").exists() and (not before or tree(photos) == before)
+
+
+@pytest.mark.parametrize("content", [b"no picture at all", None], ids=["text", "cut off"])
+def test_unreadable_pictures_are_skipped_or_strictly_refused(content, photos, tmp_path, capsys):
+    bad = photos / "cat" / "bad.png"
+    picture(bad, (200, 200))
+    bad.write_bytes(content or bad.read_bytes()[:300])
+    refused(capsys, "protect", photos, tmp_path / "out", "--strict", says="bad.png")
+    assert call("protect", photos, tmp_path / "out") == 0
+    assert "skipped cat/bad.png" in capsys.readouterr().err
+    made = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert len(made["images"]) == 6 and len(made["skipped"]) == 1
+
+
+def test_a_file_without_permission(photos, tmp_path):
+    "Run as another user, who may not read one of the pictures."
+    (photos / "cat" / "0.png").chmod(0)
+    open_up = "import os,sys; os.setgid(65534); os.setuid(65534)\n" if os.getuid() == 0 else ""
+    code = open_up + "from dh_nb.cli import protect; protect(sys.argv[1:])"
+    for p in (tmp_path, *tmp_path.parents):
+        if p != Path("/") and os.access(p, os.W_OK): p.chmod(p.stat().st_mode | 0o755)
+    work = tmp_path / "work"
+    work.mkdir(); work.chmod(0o777)
+    run = lambda *more: subprocess.run(
+        [sys.executable, "-c", "import sys\n" + code, photos, work / "out", *more],
+        capture_output=True, text=True, cwd=work, env={**os.environ, "HOME": str(work)})
+    done = run("--strict")
+    if "ModuleNotFoundError" in done.stderr or "Permission denied: '/" in done.stderr:
+        pytest.skip("the other user may not read this Python")
+    assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert "0.png" in done.stderr and list(work.iterdir()) == []
+    done = run()
+    assert done.returncode == 0 and "skipped cat/0.png" in done.stderr, done.stderr
+
+
+def test_a_bad_target(photos, tmp_path, capsys):
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine.txt").write_text("keep")
+    before = tree(tmp_path)
+    refused(capsys, "protect", photos, full, says="not empty")
+    refused(capsys, "protect", photos, photos / "out", says="inside")
+    refused(capsys, "protect", photos, full / "mine.txt", says="file")
+    refused(capsys, "protect", photos, full / "mine.txt" / "out")
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("args, says", [
+    (["--preset", "none"], "none"), (["--psnr", "9"], "dB"), (["--psnr", "x"], "psnr"),
+    (["--per-class", "0"], "per-class"), (["--weights", "text"], "safetensors"),
+    (["--weights", "shape"], "fit"), (["--weights", "nowhere.safetensors"], "No weights"),
+    (["--psnr", "nan"], "dB")])
+def test_bad_options(args, says, photos, tmp_path, capsys):
+    text, shape = tmp_path / "text.safetensors", tmp_path / "shape.safetensors"
+    text.write_bytes(b"\x80\x04 a pickle, for all we know")
+    odd = Hider(Preset("odd", dict(blocks=1, growth=4, layers=2)))
+    odd.preset = Preset("odd", dict(blocks=2, growth=4, layers=2))
+    save_hider(odd, shape)
+    files = dict(text=text, shape=shape)
+    refused(capsys, "protect", photos, tmp_path / "out", *(files.get(a, a) for a in args),
+            says=says)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_other_commands_refuse_too(photos, tmp_path, capsys):
+    refused(capsys, "verify", photos, tmp_path / "nowhere", says="nowhere")
+    refused(capsys, "verify", "nothing", photos)
+    refused(capsys, "reveal", tmp_path / "no.png", "--out", tmp_path / "x.png", says="no.png")
+    refused(capsys, "reveal", photos / "cat/0.png", "--out", photos / "cat/1.png",
+            says="exists")
+    refused(capsys, "train", photos, "--out", tmp_path / "no" / "w.safetensors")
+    refused(capsys, "train", tmp_path, "--out", tmp_path / "w.safetensors")
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+# what is promised
+
+def test_a_folder_of_many_kinds(tmp_path):
+    src, out = tmp_path / "src", tmp_path / "out"
+    for i, (size, mode) in enumerate([((33, 47), "RGB"), ((8, 8), "RGB"), ((1, 1), "L"),
+                                      ((300, 200), "L"), ((5, 400), "RGB")]):
+        picture(src / "a" / f"{i}.png", size, i, mode)
+        picture(src / "Ünï code & co" / f"{i}.jpg", size, i, mode)
+    before = tree(src)
+    made = protect(src, out)
+    assert tree(src) == before and len(made["images"]) == 10
+    for name, quality in made["images"].items():
+        stego = read_image(out / name)
+        stem = Path(name)
+        cover = read_image(next((src / stem.parent.name).glob(f"{stem.stem}.*")))
+        assert stego.shape == cover.shape
+        value = psnr(to_float(cover)[None], to_float(stego)[None]).item()
+        assert value >= 30.1 and (quality["psnr"] is None or abs(value - quality["psnr"]) < .01)
+
+
+def test_same_seed_same_bytes(tmp_path):
+    for run in "ab": protect("embedded", tmp_path / run, per_class=3, seed=5)
+    protect("embedded", tmp_path / "c", per_class=3, seed=6)
+    a, b, c = (tree(tmp_path / run) for run in "abc")
+    assert a == b and a.keys() == c.keys() and a != c
+
+
+def test_the_manifest_tells_no_place_and_no_time(photos, tmp_path):
+    protect(photos, tmp_path / "out")
+    text = (tmp_path / "out" / "manifest.json").read_text()
+    assert str(tmp_path) not in text and "photos" not in text
+    assert set(json.loads(text)) == {"tool", "revision", "preset", "weights_sha256",
+                                     "psnr_budget", "seed", "classes", "images", "skipped"}
+
+
+def test_training_makes_usable_weights(photos, tmp_path):
+    weights = tmp_path / "w.safetensors"
+    assert call("train", photos, "--steps", 2, "--out", weights) == 0
+    assert call("protect", photos, tmp_path / "out", "--weights", weights) == 0
+    assert load_hider(weights).preset.name == "fast"
+
+
+def test_bundled_weights_are_small_and_say_where_they_come_from():
+    from safetensors import safe_open
+    assert bundled("fast").stat().st_size < 8e6
+    with safe_open(bundled("fast"), "pt") as f: notes = json.loads(f.metadata()["notes"])
+    assert notes["source"] == "cifar10" and notes["skip"] == 1000 and notes["rows"] == 40_000
+
+
+def recognised(hider, images, secrets, y):
+    "Share of the images in which the nearest of all secrets is the one of their class."
+    found = torch.stack([reveal_image(hider, x) for x in images])
+    return (torch.cdist(found.flatten(1), secrets.flatten(1)).argmin(1) == y).float().mean()
+
+
+def test_the_hidden_picture_is_found_in_published_files_only(tmp_path):
+    data = load_dataset("embedded", per_class=10)
+    protect("embedded", tmp_path / "out", per_class=10)
+    stego = load_dataset(str(tmp_path / "out" / "train"))
+    hider, secrets = load_hider("fast"), semantic_images(data.classes, 1, WORK)[:, 0]
+    order = torch.tensor([data.classes.index(c) for c in stego.classes])
+    assert recognised(hider, stego.x, secrets, order[stego.y]) >= 0.9
+    assert recognised(hider, data.x, secrets, data.y) <= 0.4
+
+
+def test_the_demo_reaches_its_bars(tmp_path):
+    assert call("demo", "--out", tmp_path / "demo") == 0
+    m = json.loads((tmp_path / "demo" / "metrics.json").read_text())
+    assert set(m) == {"clean_accuracy", "protected_accuracy", "psnr_min", "psnr_mean",
+                      "ssim_mean", "seconds", "revision"}
+    assert m["clean_accuracy"] >= 80 and m["protected_accuracy"] <= 30
+    assert m["psnr_min"] >= 30.1
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert page.count("<img") == 4 and "http" not in page
+    (tmp_path / "demo" / "mine.txt").write_text("keep")
+    assert call("demo", "--out", tmp_path / "demo", "--force") == 2
+
+
+@pytest.mark.skipif(not CIFAR.exists(), reason="DH_DATA holds no cifar10.webp.npz")
+def test_cifar10_from_command_to_command(tmp_path):
+    "Protect and verify the first 1,000 images a class as a user would, in two processes."
+    bin, out, scores = Path(sys.executable).parent, tmp_path / "out", tmp_path / "s.json"
+    for args in (["dh_protect", "cifar10", out], ["dh_verify", "cifar10", out, "--json", scores]):
+        subprocess.run([bin / args[0], *args[1:], "--per-class", "1000"], check=True)
+    clean, safe = json.loads(scores.read_text())
+    assert clean["accuracy"] >= 75 and safe["accuracy"] <= 20
+    cover = load_dataset("cifar10", per_class=1000)
+    stego = load_dataset(str(out / "train"))
+    where = {(stego.classes[c], n): i for i, (c, n) in
+             enumerate(zip(stego.y.tolist(), stego.names))}
+    rows = [where[cover.classes[c], n] for c, n in zip(cover.y.tolist(), cover.names)]
+    quality = quality_table(cover.x, stego.x[rows])
+    assert quality["psnr_min"] >= 30.1 and quality["ssim_mean"] >= 0.93
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 3 * 2**20  # KiB

@@ -1,0 +1,196 @@
+"Every room keeps the conventions, and every rule can fail."
+import json, subprocess, sys
+from textwrap import dedent
+
+import pytest
+
+import house
+
+GOOD = """
+# A toy
+> One line on what it is for.
+---
+You will be able to halve a number. Needs: nothing. Takes: 1 minute to read, 1 s to run.
+---
+#| default_exp toy
+---
+#| export
+import math
+---
+Halving, in words.
+---
+#| export
+def half(
+    x: float,  # any number
+    n: int = 1,  # how often
+) -> float:  # `x` after `n` halvings
+    "Half of a number, `n` times."
+    return x / 2**n
+---
+assert half(4) == 2
+---
+## Summary
+---
+## Exercises
+:::{dropdown} Hint
+One.
+:::
+---solution
+assert half(2) == 1
+---
+:::{dropdown} Hint
+Two.
+:::
+---solution
+assert half(2, 2) == 0.5
+---
+:::{dropdown} Hint
+Three.
+:::
+---solution
+assert half(0) == 0
+---
+## Where next
+---
+## References
+"""
+
+
+def parse(text, name="09_toy"):
+    "The toy room: cells between `---`, markdown where it reads as prose."
+    cells = []
+    for i, part in enumerate(text.strip().split("\n---")):
+        tag, _, source = part.partition("\n") if i else ("", "", part)
+        code = source.startswith(("#|", "assert", "import", "from"))
+        kind = "code" if code else "markdown"
+        cells.append(house.Cell(i, kind, source, [tag] if tag else []))
+    return house.Room(name, cells, {}, len(text))
+
+
+def change(old, new, name="09_toy"):
+    assert old in GOOD
+    return parse(GOOD.replace(old, dedent(new), 1), name)
+
+
+def outputs(*out):
+    room = parse(GOOD)
+    room.cells[6].outputs = list(out)
+    return room
+
+
+def more(text): return change("---\n## Summary", "---\n" + text + "\n---\n## Summary")
+
+
+def export(text): return more("#| export\n" + text + "\n---\nassert True")
+
+
+def long_function(lines): return "def f():\n    'Long.'\n" + "    print()\n" * lines
+
+
+def heavy():
+    room = parse(GOOD)
+    room.size = house.BYTES + 1
+    return room
+
+
+def widgets():
+    room = parse(GOOD)
+    room.metadata = {"widgets": {}}
+    return room
+
+
+BAD = {
+    "known_name": [parse(GOOD, "9_toy"), parse(GOOD, "09-toy")],
+    "opening": [change("# A toy", "## A toy"), change("> One", "One"),
+                change("> One", "> One\n> Two")],
+    "goals": [change("You will be able to", "Learn to"), change("Needs:", "With:"),
+              change("Takes: 1 minute", "A minute")],
+    "ending": [change("## Summary", "## Sum"), change("## References", "## More"),
+               change("## Where next", "## Summary"),
+               change(":::{dropdown} Hint\nOne.\n:::", "One."),
+               change("---solution", "---"),
+               change("assert half(2) == 1", "#| hide\nhalf(2)")],
+    "plain_outputs": [
+        widgets(), outputs({"output_type": "error"}),
+        outputs({"name": "stderr", "text": "x"}),
+        outputs({"data": {"application/vnd.jupyter.widget-view+json": {}}})],
+    "small": [heavy()],
+    "no_home": [more("See `/home/ann/pictures`."), more("Kept in /work/main."),
+                more("import os\nos.stat('/root/x')"),
+                outputs({"text": "saved to /Users/ann/x.png"})],
+    "directives": [more("#| exports\n1"), more("#| eval:true\n1"),
+                   more("#| export data\n1"), more("assert True\n#| slow")],
+    "parses": [more("assert half(")],
+    "module": [change("#| default_exp toy\n---\n", ""), parse(GOOD, "09_boy"),
+               change("---\n#| default_exp", "---\nMore.\n---\n#| default_exp")],
+    "imports": [change("import math", "import math\nx = 1"), export("import ast"),
+                more("from math import *")],
+    "floors": [more("from dh_nb.zoo import ape"), more("import dh_nb.zoo.apes"),
+               more("from dh_nb import zoo"), more("from .zoo import ape")],
+    "for_readers": [more("import fastcore.all"), more("from IPython import display"),
+                    change("import math", "import math, nbdev"),
+                    change("import math", "import matplotlib.pyplot as plt")],
+    "rhythm": [change("assert half(4) == 2", "A.\n---\nB.\n---\nC."),
+               change("assert half(4)", "A.\n---\n#| eval: false\nhalf(4)\n---\nC.")],
+    "line_width": [more("#| hide\n" + "x" * 89)],
+    "length": [export(long_function(26)),
+               export("class A:\n    'A.'\n" + "    x = 1\n" * 41),
+               export(long_function(9) + long_function(9))],
+    "docments": [change("  # any number", ""), change("  # how often", ""),
+                 change("  # `x` after `n` halvings", ""), change(" -> float", ""),
+                 change('    "Half of a number, `n` times."\n', ""),
+                 change("Half of a number, `n` times.", '""Half.\n\n    More.""'),
+                 change("# any number\n    n", "n"),
+                 export("class A:\n    def f(self):\n        'F.'"),
+                 export("class A:\n    'A.'\n    def __init__(self, x):\n        pass"),
+                 export("@dataclass\nclass A:\n    'A.'\n    x: int = 0")],
+}
+
+
+@pytest.fixture
+def zoo(monkeypatch):
+    "Only two rooms in the house: the toy and, above it, a zoo."
+    above = parse(GOOD.replace("exp toy", "exp zoo"), "10_zoo")
+    monkeypatch.setattr(house, "ALL", [parse(GOOD), above])
+
+
+def test_the_good_toy_keeps_every_rule(zoo): assert house.check(parse(GOOD)) == []
+
+
+def test_each_rule_has_its_bad_toys(): assert BAD.keys() == house.RULES.keys()
+
+
+@pytest.mark.parametrize("name,room", [(n, r) for n in BAD for r in BAD[n]])
+def test_each_rule_can_fail(name, room, zoo): assert list(house.RULES[name](room))
+
+
+def test_rooms_without_a_module_are_free_of_export_rules(zoo):
+    text = GOOD.split("---\n#| default_exp")[0] + "---\nfrom dh_nb.zoo import ape"
+    assert house.check(parse(text, "72_free")) == []
+
+
+@pytest.mark.parametrize("room", house.ALL, ids=lambda r: r.name)
+def test_room_keeps_the_conventions(room):
+    said = house.check(room)
+    if said: pytest.fail(f"{room.name}:\n" + "\n".join(said), pytrace=False)
+
+
+def test_no_two_rooms_share_a_number():
+    numbers = [r.number for r in house.ALL]
+    assert numbers == sorted(set(numbers))
+
+
+def test_the_checker_is_a_command(tmp_path):
+    nb = {"cells": [{"cell_type": "code", "source": "import fastcore", "metadata": {}}],
+          "metadata": {}}
+    (tmp_path / "01_bad.ipynb").write_text(json.dumps(nb))
+    run = [sys.executable, house.__file__, str(tmp_path / "01_bad.ipynb")]
+    done = subprocess.run(run, capture_output=True, text=True)
+    assert done.returncode == 1 and "do without `fastcore`" in done.stdout
+
+
+def test_ruff_finds_nothing():
+    picks = ["--select", "E9,F63,F7,F82,B,PLE,NPY", "--ignore", "B905", "--no-cache"]
+    run = [sys.executable, "-m", "ruff", "check", "nbs", "tests", "setup.py", *picks]
+    done = subprocess.run(run, cwd=house.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr

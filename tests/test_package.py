@@ -1,0 +1,80 @@
+"What a person installs: built as a source archive, then as a wheel from that archive."
+import importlib, json, os, shutil, subprocess, sys, tarfile, zipfile
+from configparser import ConfigParser
+
+import pytest
+
+import house
+
+INI = ConfigParser(delimiters=["="])
+INI.read(house.ROOT / "settings.ini", encoding="utf-8")
+FACTS = INI["DEFAULT"]
+DATA = sorted(p.relative_to(house.ROOT).as_posix()
+              for p in (house.ROOT / house.LIB / "data").rglob("*") if p.is_file())
+
+
+def call(*args, **kw):
+    run = [sys.executable, *map(str, args)]
+    done = subprocess.run(run, capture_output=True, text=True, **kw)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    "(archive, wheel) made in a copy of the project."
+    tmp = tmp_path_factory.mktemp("package")
+    shutil.copytree(house.ROOT, tmp / "p", ignore=shutil.ignore_patterns(
+        ".*", "nbs", "results", "demo", "build", "dist", "*.egg-info", "__pycache__"))
+    call("-m", "build", "--no-isolation", "--outdir", tmp / "dist", tmp / "p")
+    return next((tmp / "dist").glob("*.tar.gz")), next((tmp / "dist").glob("*.whl"))
+
+
+def test_archive_and_wheel_hold_the_data_and_the_licences(built):
+    with tarfile.open(built[0]) as t:
+        archive = {n.partition("/")[2] for n in t.getnames()}
+    wheel = zipfile.ZipFile(built[1]).namelist()
+    assert DATA
+    assert not {*DATA, "settings.ini", "LICENSE", "NOTICE", "README.md"} - archive
+    assert not set(DATA) - set(wheel)
+    assert {"LICENSE", "NOTICE"} <= {n.split("/")[-1] for n in wheel}
+    assert {n.split("/")[0].split("-")[0] for n in wheel} == {house.LIB}
+
+
+def test_wheel_offers_the_commands(built):
+    wheel = zipfile.ZipFile(built[1])
+    name, = [n for n in wheel.namelist() if n.endswith("entry_points.txt")]
+    text = wheel.read(name).decode()
+    for command in FACTS["console_scripts"].split():
+        assert command.replace("=", " = ") in text
+
+
+def test_installed_package_finds_its_data(built, tmp_path):
+    "From another folder, with the wheel before the clone on the path."
+    call("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target",
+         tmp_path / "site", built[1])
+    code = ("import dh_nb, json, sys; from dh_nb.data import load_dataset;"
+            "d = load_dataset('embedded'); print(json.dumps([dh_nb.__file__, len(d)]))")
+    env = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
+    env["PYTHONPATH"] = str(tmp_path / "site")
+    out = call("-c", code, cwd=tmp_path, env=env)
+    where, rows = json.loads(out)
+    assert where.startswith(str(tmp_path)) and rows == 2000
+
+
+def test_version_is_one_fact():
+    assert importlib.import_module(house.LIB).__version__ == FACTS["version"]
+
+
+def test_every_command_has_its_function():
+    for line in FACTS["console_scripts"].split():
+        module, _, name = line.split("=")[1].partition(":")
+        assert callable(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.parametrize("target,words", [("demo", "dh_demo --out demo"),
+                                          ("test", "pytest")])
+def test_makefile_keeps_its_promise(target, words):
+    done = subprocess.run(["make", "--dry-run", target], cwd=house.ROOT,
+                          capture_output=True, text=True)
+    assert done.returncode == 0 and words in done.stdout
