@@ -11,7 +11,7 @@ FACTS := settings.ini setup.py
 .NOTPARALLEL:
 
 demo: .venv/.package
-	.venv/bin/dh_demo --out demo
+	.venv/bin/dh_demo --out demo --force
 
 test: .venv/.dev
 	$(PY) -m pytest tests --durations=5 --cov=dh_nb --cov-config=tests/coverage.ini --cov-fail-under=85

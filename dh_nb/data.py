@@ -378,9 +378,10 @@ def read_images(
 def folder_source(
     folder: Path,  # see `split_folder`
     split: str,  # "train" or "test"
+    strict: bool = True,  # False: leave out files that cannot be decoded
 ) -> Source:  # pictures at their own sizes
     "Any folder of class folders; both splits must have the same classes."
-    found = list_folder(split_folder(folder, split), check=False)
+    found = list_folder(split_folder(folder, split), check=not strict)
     if split == "test":
         classes = list_folder(split_folder(folder, "train"), check=False).classes
         if classes != found.classes:
@@ -414,12 +415,13 @@ def load_dataset(
     per_class: int | None = None,  # first so many of every class; None: all
     skip: int = 0,  # leave out so many of every class first
     size: int | None = None,  # resize and crop to this square; None: as stored
+    strict: bool = True,  # folder: False leaves out what cannot be decoded
 ) -> ImageSet:  # uint8 pixels in memory
     "Labelled pictures from anywhere; BadInput says what to mend."
     if split not in ("train", "test"):
         raise BadInput(f"split is train or test, not {split!r}.")
     if name in SOURCES: source = SOURCES[name](data_root(root), split)
-    elif os.path.isdir(name): source = folder_source(Path(name), split)
+    elif os.path.isdir(name): source = folder_source(Path(name), split, strict)
     else: raise BadInput(f"{name} is neither a folder nor one of {', '.join(SOURCES)}.")
     rows = first_per_class(source.y, per_class, skip)
     if len(source.y[rows].unique()) < len(source.classes):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAGE', 'distance_table', 'hiding_rows', 'sentence', 'before_after', 'photo_strip', 'figure_html', 'section',
-           'protect_photographs', 'write_report', 'clear_earlier', 'run_demo']
+           'protect_photographs', 'table_sections', 'distance_section', 'write_report', 'clear_earlier', 'run_demo']
 
 # %% ../nbs/90_demo.ipynb #3ec18303
 import base64
@@ -49,29 +49,32 @@ def hiding_rows(
     "Rows of the results format: accuracies of the victims, quality of the pictures."
     q = quality_table(pairs.clean, pairs.stego)
     manifest = json.loads((Path(dst) / "manifest.json").read_text())
-    common = dict(dataset=Path(src).name, subset=f"first {per_class}" if per_class else "all",
-                  victim="narrow", countermeasure="none", seed=seed,
-                  scale="tiny" if len(pairs.y) < 5000 else "small")
-    quality = dict(psnr_min=q["psnr_min"], psnr_mean=q["psnr_mean"], ssim=q["ssim_mean"],
-                   linf=q["linf_mean"], l2=q["l2_mean"])
-    preset = dict(clean=("clean", "", {}), protected=("dh", manifest["preset"], quality))
-    return [Row(method=preset[k][0], preset=preset[k][1], accuracy=s.accuracy, peak=s.peak,
-                seconds=s.seconds, **common, **preset[k][2]) for k, s in scores.items()]
+    common = dict(dataset=Path(src).name, victim="narrow", countermeasure="none",
+                  subset=f"first {per_class} a class" if per_class else "all",
+                  seed=seed,
+                  scale="tiny" if str(src) == "embedded" else "small")
+    quality = dict(psnr_min=q["psnr_min"], psnr_mean=q["psnr_mean"],
+                   ssim=q["ssim_mean"], linf=q["linf_mean"], l2=q["l2_mean"])
+    scored = lambda s: dict(accuracy=s.accuracy, peak=s.peak, seconds=s.seconds)
+    return [Row(method="clean", **common, **scored(scores["clean"])),
+            Row(method="dh", preset=manifest["preset"], **common, **quality,
+                **scored(scores["protected"]))]
 
 
 def sentence(
     scores: dict[str, Score],  # of "clean" and "protected"
     row: Row,  # the protected one, for its quality
     chance: float,  # accuracy of a guess, percent
-) -> str:
+) -> str:  # one sentence
     "What was achieved, in one plain sentence."
     clean, bad = scores["clean"].accuracy, scores["protected"].accuracy
     kept = max(0.0, (bad - chance) / max(clean - chance, 1e-9))
     verdict = ("learns almost nothing" if kept < 0.15 else
                "learns little" if kept < 0.35 else "still learns a good deal")
-    return (f"A network trained on the protected pictures {verdict}: {bad:.1f} % of clean "
-            f"test pictures right, against {clean:.1f} % after training on the originals "
-            f"({chance:.0f} % is chance), at {row.psnr_min:.1f} dB or better.")
+    return (f"A network trained on the protected pictures {verdict}: {bad:.1f} % of "
+            f"clean test pictures right, against {clean:.1f} % after training on the "
+            f"originals ({chance:.0f} % is chance), "
+            f"at {row.psnr_min:.1f} dB or better.")
 
 # %% ../nbs/90_demo.ipynb #6bdb8927
 def before_after(
@@ -79,7 +82,7 @@ def before_after(
     pairs: Pairs,  # originals and published pictures
     seed: int = 0,  # as given to `protect`
     columns: int = 10,  # classes to show
-) -> Sheet:
+) -> Sheet:  # the same
     "One picture of each class: before, after, change, what was hidden, what is found."
     rows = [int((pairs.y == c).nonzero()[0])
             for c in pairs.y.unique()[:columns].tolist()]
@@ -97,7 +100,7 @@ def photo_strip(
     fig: Sheet,  # where to draw
     before: torch.Tensor,  # uint8 (3, H, W)
     after: torch.Tensor,  # uint8 (3, H, W)
-) -> Sheet:
+) -> Sheet:  # the same
     "A photograph before and after, and the change."
     change = residual(before[None], after[None])[0]
     return image_grid(fig, [[before, after, (change * 255).byte()]],
@@ -121,7 +124,7 @@ footer{{margin-top:3rem;color:#666;font-size:.9rem}} figure{{margin:1.2rem 0}}
 def figure_html(
     fig: Sheet,  # what to show
     words: str = "",  # below the picture
-) -> str:
+) -> str:  # a figure element
     "A figure as an HTML element with the picture inside."
     data = base64.b64encode(png_bytes(fig)).decode()
     return (f'<figure><img alt="{alt_text(fig)}" src="data:image/png;base64,{data}">'
@@ -130,10 +133,11 @@ def figure_html(
 
 def section(
     title: str,  # heading
-    *parts: str,  # paragraphs or elements
-) -> str:
+    *parts: str,  # texts of paragraphs, or whole elements
+) -> str:  # HTML
     "A heading and what stands below it."
-    return f"<h2>{title}</h2>" + "".join(p if p[0] == "<" else f"<p>{p}</p>" for p in parts)
+    body = "".join(p if p[0] == "<" else f"<p>{p}</p>" for p in parts)
+    return f"<h2>{title}</h2>{body}"
 
 # %% ../nbs/90_demo.ipynb #5b807ada
 def protect_photographs(
@@ -150,12 +154,41 @@ def protect_photographs(
         save_png(before, out / f"{name}_before.png")
         save_png(after, out / f"{name}_after.png")
         x, y = to_float(before)[None], to_float(after)[None]
-        table.append(dict(photograph=name, size=f"{before.shape[2]} × {before.shape[1]}",
-                          PSNR=psnr(x, y).item(), SSIM=ssim(x, y).item()))
+        size = f"{before.shape[2]} × {before.shape[1]}"
+        table.append(dict(photograph=name, size=size, PSNR=psnr(x, y).item(),
+                          SSIM=ssim(x, y).item()))
         sheets.append(photo_strip(Sheet(11, 3), before, after))
     return sheets, table
 
+# %% ../nbs/90_demo.ipynb #44b4dfda
+def table_sections(
+    pairs: Pairs,  # the data
+    rows: list[Row],  # clean and protected
+    photo_rows: list[dict],  # from `protect_photographs`
+) -> tuple[str, str, str]:  # accuracies, qualities, photographs, as HTML tables
+    "The numbers of the report as tables."
+    accuracies = [dict(trained_on=name, last_epoch=row.accuracy, best_epoch=row.peak)
+                  for name, row in zip(("originals", "protected"), rows)]
+    q = rows[1]
+    quality = [dict(images=len(pairs.y), PSNR_min=q.psnr_min, PSNR_mean=q.psnr_mean,
+                    SSIM_mean=q.ssim, Linf_mean=q.linf)]
+    return (html_table(accuracies, fmt="{:.1f}"), html_table(quality, fmt="{:.3f}"),
+            html_table(photo_rows, fmt="{:.3f}"))
 
+
+def distance_section(
+    pairs: Pairs,  # the data
+) -> str:  # a section
+    "Heat map of the distances of residuals, and what it says in words."
+    table = distance_table(pairs.stego.float() - pairs.clean.float(), pairs.y)
+    off = ~torch.eye(len(table), dtype=bool)
+    words = (f"What was added to two pictures of one class is alike (mean distance "
+             f"{table.diag().mean():.2f}); what was added to different classes is less "
+             f"so ({table[off].mean():.2f}).")
+    return section("Why it works", words, figure_html(heat_map(
+        Sheet(7, 6), table, pairs.classes, "Cosine distance of residuals", ".2f")))
+
+# %% ../nbs/90_demo.ipynb #1e4d7e7b
 def write_report(
     out: Path,  # folder of the report
     pairs: Pairs,  # the data
@@ -165,36 +198,25 @@ def write_report(
     seed: int = 0,  # as given to `protect`
 ) -> None:
     "Write `report.html`: pictures, accuracies, qualities, distances."
-    r = pairs.stego.float() - pairs.clean.float()
-    table = distance_table(r, pairs.y)
-    k = len(table)
-    intra, inter = table.diag().mean(), table[~torch.eye(k, dtype=bool)].mean()
-    accuracies = [dict(trained_on=name, last_epoch=row.accuracy, best_epoch=row.peak)
-                  for name, row in zip(("originals", "protected"), rows)]
-    q = rows[1]
-    quality = [dict(images=len(pairs.y), PSNR_min=q.psnr_min, PSNR_mean=q.psnr_mean,
-                    SSIM_mean=q.ssim, Linf_mean=q.linf)]
+    accuracies, quality, photographs = table_sections(pairs, rows, photos[1])
     body = [
         section("Before and after", figure_html(
-            before_after(Sheet(11, 6), pairs, seed), "One picture of each class. Grey means "
-            "no change. The last row is read back out of the published pictures alone.")),
-        section("What a network learns", html_table(accuracies, fmt="{:.1f}"),
+            before_after(Sheet(11, 6), pairs, seed),
+            "One picture of each class. Grey means no change. The last row is read "
+            "back out of the published pictures alone.")),
+        section("What a network learns", accuracies,
                 "Accuracy on clean test pictures, in percent."),
-        section("What it costs", html_table(quality, fmt="{:.3f}")),
+        section("What it costs", quality),
         section("Two photographs at native size", *map(figure_html, photos[0]),
-                html_table(photos[1], fmt="{:.3f}")),
-        section("Why it works", f"What was added to two pictures of one class is alike "
-                f"(mean distance {intra:.2f}); what was added to different classes is not "
-                f"({inter:.2f}).", figure_html(heat_map(
-                    Sheet(7, 6), table, pairs.classes, "Cosine distance of residuals",
-                    ".2f")))]
-    (out / "report.html").write_text(PAGE.format(
-        lead=lead, body="\n".join(body),
-        foot=f"dh_nb {revision()}, preset {q.preset}, seed {seed}. What protection cannot "
-        "promise: somebody who knows the method, or who has clean pictures of the same "
-        "classes, may undo it."), encoding="utf-8")
+                photographs),
+        distance_section(pairs)]
+    foot = (f"dh_nb {revision()}, preset {rows[1].preset}, seed {seed}. What "
+            "protection cannot promise: somebody who knows the method, or has clean "
+            "pictures of the same classes, may undo it.")
+    page = PAGE.format(lead=lead, body="\n".join(body), foot=foot)
+    (out / "report.html").write_text(page, encoding="utf-8")
 
-# %% ../nbs/90_demo.ipynb #7f3331f0
+# %% ../nbs/90_demo.ipynb #d832f90d
 def clear_earlier(
     out: Path,  # folder of the report
     force: bool,  # replace an earlier report

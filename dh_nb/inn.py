@@ -46,7 +46,7 @@ class INN(nn.Module):
         self.split, self.gain = squeeze(split), gain
         frequencies = self.split.factor**2
         if not 1 <= (band or frequencies) <= frequencies:
-            raise BadInput(f"The band must lie between 1 and {frequencies}, not {band}.")
+            raise BadInput(f"The band must lie between 1 and {frequencies}: {band}.")
         self.width = 3 * (band or frequencies)
         self.steps = nn.ModuleList(
             Coupling(self.width, growth, layers, clamp) for _ in range(blocks))

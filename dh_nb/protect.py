@@ -21,7 +21,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 from .data import (BadInput, amp, device, first_per_class, list_folder,
-                        load_dataset, read_image, to_float)
+                        load_dataset, read_image, split_folder, to_float)
 from .hiding import Hider
 from .quality import linf, psnr, ssim, to_budget
 from .results import revision
@@ -86,7 +86,7 @@ def check_target(
     if dst.is_dir() and any(dst.iterdir()):
         raise BadInput(f"{dst} is not empty; choose a new folder.")
     if src and src.resolve() in (dst.resolve(), *dst.resolve().parents):
-        raise BadInput(f"{dst} lies inside the source {src}; choose a folder outside it.")
+        raise BadInput(f"{dst} lies inside the source {src}; choose one outside it.")
 
 
 @contextmanager
@@ -138,11 +138,10 @@ def open_source(
     root: str | Path | None = None,  # where data sets live, see `data_root`
     per_class: int | None = None,  # the first N of each class
     strict: bool = False,  # refuse unreadable files instead of skipping them
-) -> Source:
+) -> Source:  # labels and names now, pixels when asked for
     "The training images of a data set, or every image of a folder."
     if Path(src).is_dir() or os.sep in str(src):
-        base = Path(src) / "train"
-        folder = list_folder(base if base.is_dir() else src, strict)
+        folder = list_folder(split_folder(Path(src), "train"), strict)
         y = torch.tensor(folder.y)
         keep = first_per_class(y, per_class)
         paths = [folder.paths[i] for i in keep]
@@ -171,7 +170,7 @@ def measure(
     return [dict(psnr=round(p, 3) if p < 999 else None, ssim=s and round(s, 4),
                  linf=round(m)) for p, s, m in columns]
 
-
+# %% ../nbs/33_protect.ipynb #ef70ce28
 def write_pictures(
     source: Source,  # what to protect
     out: Path,  # folder to write `train/<class>/<name>.png` into
@@ -194,7 +193,7 @@ def write_pictures(
             bar.update(len(list(written)))
     return images
 
-
+# %% ../nbs/33_protect.ipynb #b6644b3a
 def protect(
     src: str | Path,  # data set name, or a folder of class folders
     dst: str | Path,  # new folder
@@ -215,7 +214,7 @@ def protect(
     secrets = semantic_images(source.classes, 1, WORK, seed)[:, 0]
     with whole_folder(dst) as out:
         images = write_pictures(source, out, hider, secrets, db)
-        skipped = [f"{Path(p).parent.name}/{Path(p).name}: {why}" for p, why in source.bad]
+        skipped = [f"{p.parent.name}/{p.name}: {why}" for p, why in source.bad]
         manifest = dict(tool="dh_nb", revision=revision(), preset=hider.preset.name,
                         weights_sha256=fingerprint(*hider.cpu().state_dict().values()),
                         psnr_budget=db, seed=seed, classes=source.classes,

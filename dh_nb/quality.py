@@ -25,7 +25,7 @@ def check_pair(
         raise BadInput(f"Two (B, C, H, W) batches of one shape are wanted, "
                        f"not {tuple(x.shape)} and {tuple(y.shape)}.")
     for t, kind in zip((x, y), kinds):
-        found = "float" if t.is_floating_point() else str(t.dtype).removeprefix("torch.")
+        found = "float" if t.is_floating_point() else str(t.dtype).split(".")[1]
         if kind not in ("any", found):
             raise BadInput(f"Images of type {kind} are wanted here, not {found}.")
 
@@ -159,12 +159,13 @@ def quality_table(
     rows, parts, bands = max(1, 2**18 // cover8[0].numel()), [], 0
     for c8, s8 in zip(cover8.split(rows), stego8.split(rows)):
         x, y = to_float(c8), to_float(s8)
-        parts.append(torch.stack([f(x, y) for f in (psnr, ssim, l2, linf)]).cpu().double())
+        part = torch.stack([f(x, y) for f in (psnr, ssim, l2, linf)])
+        parts.append(part.cpu().double())
         bands = bands + band_energy(y - x) * parts[-1][2].square().sum()
     db, alike, length, step = torch.cat(parts, 1)
     changed = db[db.isfinite()]
     table = dict(psnr_min=db.min(), psnr_mean=changed.mean() if len(changed) else db[0],
                  ssim_mean=alike.mean(), l2_mean=length.mean(), linf_mean=step.mean(),
-                 linf_max=step.max(), low_share=bands[:4].sum() / bands.sum().clamp_min(1e-300),
-                 unchanged=1 - len(changed) / len(db))
+                 linf_max=step.max(), unchanged=1 - len(changed) / len(db),
+                 low_share=bands[:4].sum() / bands.sum().clamp_min(1e-300))
     return {name: float(value) for name, value in table.items()}

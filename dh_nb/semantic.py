@@ -62,7 +62,7 @@ def emblem(
     small = out.reshape(size, 4, size, 4, 4).mean((1, 3)).transpose(2, 0, 1)
     return torch.from_numpy(small).float()
 
-
+# %% ../nbs/30_semantic.ipynb #6e3ef461
 def shape(
     name: str,  # class name
     size: int = 64,  # side in pixels
@@ -75,7 +75,7 @@ def shape(
         icon = Image.open(f).convert("RGBA").resize((size, size), Image.LANCZOS)
     return torch.from_numpy(np.asarray(icon) / 255).permute(2, 0, 1).float()
 
-# %% ../nbs/30_semantic.ipynb #d1d4f0b6
+# %% ../nbs/30_semantic.ipynb #a22fbf0c
 def backdrop(
     size: int,  # side in pixels
     seed: int,  # repeatable
@@ -106,14 +106,14 @@ def posed(
     grid = torch.nn.functional.affine_grid(frame, (1, *rgba.shape), align_corners=False)
     return torch.nn.functional.grid_sample(rgba[None], grid, align_corners=False)[0]
 
-
+# %% ../nbs/30_semantic.ipynb #1c9d8868
 def semantic_images(
     labels: list[str],  # class names
     n_variants: int = 1,  # pictures of each class
     size: int = 32,  # side in pixels
     seed: int = 0,  # other backgrounds and poses
 ) -> torch.Tensor:  # (classes, n_variants, 3, size, size), float in [0, 1]
-    "What each class hides: one shape a class, many surroundings (after SIG, 2406.17349)."
+    "What each class hides: one shape, many surroundings (after SIG, 2406.17349)."
     if len(labels) < 1 or len(set(labels)) < len(labels):
         raise BadInput("Class names must be there, and differ from one another.")
     out = torch.empty(len(labels), n_variants, 3, size, size)

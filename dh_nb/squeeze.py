@@ -24,7 +24,9 @@ class Squeeze(nn.Module):
         if m.shape != eye.shape or not torch.allclose(m @ m.T, eye):
             raise BadInput("The patterns of a squeeze must be orthonormal.")
 
-    def extra_repr(self): return f"factor={self.factor}"
+    def extra_repr(self) -> str:  # what stands in the brackets when it is printed
+        "The side of a block."
+        return f"factor={self.factor}"
 
     def forward(
         self,
@@ -36,7 +38,7 @@ class Squeeze(nn.Module):
         if not x.is_floating_point():
             raise BadInput("A squeeze takes float images; call to_float first.")
         if (c % (f * f)) if rev else (h % f or w % f):
-            raise BadInput(f"Shape {c} x {h} x {w} does not fit factor {f}; see pad_to.")
+            raise BadInput(f"Shape {c} x {h} x {w} is not for factor {f}; see pad_to.")
         wide = torch.float32 if x.device.type == "mps" else torch.float64
         bank = self.bank.to(wide).to(x.device)
         if rev:
@@ -85,7 +87,8 @@ def zigzag(
     n: int,  # side of a block
 ) -> list[tuple[int, int]]:  # the n*n pairs (u, v): vertical, horizontal frequency
     "Frequencies of a block in channel order: by u + v, then by u."
-    return sorted(((u, v) for u in range(n) for v in range(n)), key=lambda p: (sum(p), p))
+    pairs = [(u, v) for u in range(n) for v in range(n)]
+    return sorted(pairs, key=lambda pair: (sum(pair), pair))
 
 
 class BlockDCT(Squeeze):
@@ -95,7 +98,8 @@ class BlockDCT(Squeeze):
         block: int = 8,  # side of a block in pixels; 8 is JPEG's
     ):
         d = dct_matrix(block)
-        super().__init__(torch.stack([torch.outer(d[u], d[v]) for u, v in zigzag(block)]))
+        patterns = [torch.outer(d[u], d[v]) for u, v in zigzag(block)]
+        super().__init__(torch.stack(patterns))
 
 # %% ../nbs/02_squeeze.ipynb #9fd37d8c
 def squeeze(

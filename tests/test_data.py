@@ -205,6 +205,7 @@ def test_bad_files_are_listed_and_strict_refuses_the_first(pets):
 def test_a_set_with_a_hole_is_not_loaded(pets):
     cut(picture(pets / "dog" / "half.jpg"))
     assert "half.jpg: cut off" in sentence(load_dataset, pets, size=16)
+    assert len(load_dataset(pets, size=16, strict=False)) == 4
 
 
 def test_folders_that_no_result_can_survive(pets):

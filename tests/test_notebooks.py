@@ -40,7 +40,8 @@ def shell(fresh, tmp_path):
     "A kernel's worth of names, and none of the user's own settings."
     fresh.setenv("IPYTHONDIR", str(tmp_path))
     fresh.setitem(sys.modules, "__main__", sys.modules["__main__"])
-    config = Config({"HistoryManager": {"enabled": False}})
+    config = Config({"HistoryManager": {"enabled": False},
+                     "InteractiveShell": {"colors": "nocolor"}})
     yield InteractiveShell.instance(config=config)
     InteractiveShell.clear_instance()
 

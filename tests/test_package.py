@@ -1,5 +1,5 @@
 "What a person installs: built as a source archive, then as a wheel from that archive."
-import importlib, json, os, shutil, subprocess, sys, tarfile, zipfile
+import importlib, importlib.util, json, os, shutil, subprocess, sys, tarfile, zipfile
 from configparser import ConfigParser
 
 import pytest
@@ -78,3 +78,11 @@ def test_makefile_keeps_its_promise(target, words):
     done = subprocess.run(["make", "--dry-run", target], cwd=house.ROOT,
                           capture_output=True, text=True)
     assert done.returncode == 0 and words in done.stdout
+
+
+def test_the_figures_of_the_readme_are_rows_of_results():
+    spec = importlib.util.spec_from_file_location("make", house.ROOT / "images" / "make.py")
+    make = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(make)
+    text = (house.ROOT / "README.md").read_text(encoding="utf-8")
+    assert make.fill(text) == text, "run python images/make.py, then commit"

@@ -1,0 +1,68 @@
+"Draw the pictures of README.md, and put the measured figures of `results/` into it."
+from pathlib import Path
+
+import torch
+from torch.nn.functional import interpolate
+
+from dh_nb.data import photographs
+from dh_nb.protect import protect_batch, reveal_image
+from dh_nb.results import read
+from dh_nb.semantic import semantic_images
+from dh_nb.show import Sheet, image_grid, markdown_table, png_bytes, residual
+from dh_nb.training import load_hider
+
+HERE = Path(__file__).parent
+BEGIN, END = "<!-- begin: figures from results/ -->\n", "<!-- end -->"
+
+
+def square(x8, side=300):
+    "The middle square of a photograph."
+    x = x8.float()
+    scale = side / min(x.shape[1:])
+    x = interpolate(x[None], scale_factor=scale, mode="bilinear", antialias=True)[0]
+    top, left = ((n - side) // 2 for n in x.shape[1:])
+    return x[:, top:top + side, left:left + side].round().clamp(0, 255).byte()
+
+
+def before_after():
+    "Three photographs: before, after, change, hidden, revealed."
+    hider, names = load_hider("fast"), ["chelsea", "flower", "astronaut"]
+    hidden = semantic_images(["cat", "bee", "rocket"], size=300)[:, 0]
+    before = torch.stack([square(photographs()[n]) for n in names])
+    after = protect_batch(hider, before, hidden)
+    found = torch.stack([reveal_image(hider, x) for x in after])
+    found = interpolate(found, (300, 300), mode="bilinear")
+    columns = before, after, residual(before, after), hidden, found
+    return image_grid(Sheet(10, 6, colours=None), list(zip(*columns)), col_labels=[
+        "before", "after", "change ×5", "hidden", "revealed"])
+
+
+def figures(folder=HERE.parent / "results"):
+    "The table of README.md, from the rows of the protocol."
+    rows = [r for r in read(folder) if r["countermeasure"] == "none"]
+    lines = []
+    for dataset, subset in dict.fromkeys((r["dataset"], r["subset"]) for r in rows):
+        group = [r for r in rows if (r["dataset"], r["subset"]) == (dataset, subset)]
+        mean = lambda method, key: torch.tensor(
+            [r[key] for r in group if r["method"] == method]).mean().item()
+        lines.append({
+            "data": f"{dataset}, {subset}", "seeds": len({r["seed"] for r in group}),
+            "trained on originals, %": mean("clean", "accuracy"),
+            "trained on protected, %": mean("dh", "accuracy"),
+            "worst PSNR, dB": min(r["psnr_min"] for r in group if r["method"] == "dh"),
+            "mean SSIM": mean("dh", "ssim")})
+    return markdown_table(lines, fmt={"trained on originals, %": "{:.1f}",
+                                      "trained on protected, %": "{:.1f}",
+                                      "worst PSNR, dB": "{:.2f}", "mean SSIM": "{:.3f}"})
+
+
+def fill(text):
+    "README.md with today's table."
+    head, rest = text.split(BEGIN)
+    return head + BEGIN + "\n" + figures() + "\n\n" + END + rest.split(END, 1)[1]
+
+
+if __name__ == "__main__":
+    (HERE / "before_after.png").write_bytes(png_bytes(before_after()))
+    readme = HERE.parent / "README.md"
+    readme.write_text(fill(readme.read_text(encoding="utf-8")), encoding="utf-8")
