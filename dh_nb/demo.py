@@ -157,7 +157,7 @@ def protect_photographs(
         size = f"{before.shape[2]} × {before.shape[1]}"
         table.append(dict(photograph=name, size=size, PSNR=psnr(x, y).item(),
                           SSIM=ssim(x, y).item()))
-        sheets.append(photo_strip(Sheet(11, 3), before, after))
+        sheets.append(photo_strip(Sheet(11, 3, colours=None), before, after))
     return sheets, table
 
 # %% ../nbs/90_demo.ipynb #44b4dfda
@@ -185,8 +185,9 @@ def distance_section(
     words = (f"What was added to two pictures of one class is alike (mean distance "
              f"{table.diag().mean():.2f}); what was added to different classes is less "
              f"so ({table[off].mean():.2f}).")
-    return section("Why it works", words, figure_html(heat_map(
-        Sheet(7, 6), table, pairs.classes, "Cosine distance of residuals", ".2f")))
+    fig = heat_map(Sheet(7, 6, colours=None), table, pairs.classes,
+                   "Cosine distance of residuals", ".2f")
+    return section("Why it works", words, figure_html(fig))
 
 # %% ../nbs/90_demo.ipynb #1e4d7e7b
 def write_report(
@@ -201,7 +202,7 @@ def write_report(
     accuracies, quality, photographs = table_sections(pairs, rows, photos[1])
     body = [
         section("Before and after", figure_html(
-            before_after(Sheet(11, 6), pairs, seed),
+            before_after(Sheet(11, 6, colours=None), pairs, seed),
             "One picture of each class. Grey means no change. The last row is read "
             "back out of the published pictures alone.")),
         section("What a network learns", accuracies,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['pad_store', 'crop_flip', 'Score', 'accuracy', 'sizes_agree', 'one_cycle', 'step', 'train_victim', 'Pairs',
-           'victim_size', 'clean_rows', 'pair_up', 'epochs_for', 'verify']
+           'victim_size', 'clean_rows', 'pair_up', 'schedule', 'verify']
 
 # %% ../nbs/40_victim.ipynb #069897af
 import math
@@ -213,11 +213,11 @@ def pair_up(
     return Pairs(clean.x, stego.x[match], clean.y, test.x, test.y, train.classes)
 
 
-def epochs_for(
+def schedule(
     n: int,  # training images
-) -> int:  # between 16 and 40
-    "More passes over few images, so that small sets get enough steps."
-    return min(40, max(16, 160_000 // n))
+) -> dict[str, int]:  # epochs (16 to 40) and batch (25 to 128) for `train_victim`
+    "More passes and smaller batches for few images, so that they get enough steps."
+    return dict(epochs=min(40, max(16, 100_000 // n)), batch=min(128, max(25, n // 16)))
 
 
 def verify(
@@ -231,7 +231,7 @@ def verify(
     "Train one victim on the originals and one on the published files; score both."
     pairs = pair_up(src, dst, per_class, seed, root)
     train = lambda x8, label: train_victim(
-        x8, pairs.y, pairs.x_test, pairs.y_test, name, epochs_for(len(pairs.y)),
-        seed=seed, label=f"{label} victim")
+        x8, pairs.y, pairs.x_test, pairs.y_test, name, seed=seed,
+        label=f"{label} victim", **schedule(len(pairs.y)))
     return dict(clean=train(pairs.clean, "clean"),
                 protected=train(pairs.stego, "protected")), pairs
