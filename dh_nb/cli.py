@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'Parser', 'parser', 'command', 'complain', 'positive', 'common', 'protect', 'verify', 'reveal', 'train',
-           'universal_hider', 'demo']
+           'fifties', 'universal_hider', 'demo']
 
 # %% ../nbs/91_cli.ipynb #a1c7fe9b
 import argparse
@@ -22,7 +22,8 @@ from .hiding import Hider
 from .nets import net
 from .protect import protect as protect_folder, reveal_image, save_png
 from .results import append
-from .training import fingerprint, library, load_hider, save_hider, train_hider
+from .training import (finetune, fingerprint, library, load_hider, save_hider,
+                            train_hider)
 from .victim import verify as verify_folder
 
 # %% ../nbs/91_cli.ipynb #d7a64fa9
@@ -180,30 +181,41 @@ def train(
 ) -> None:
     "Train a hider and save its weights (dh_train SRC --out FILE)."
     p = parser("dh_train", "Train a hider on the images of SRC.",
-               "  dh_train photos --out mine.safetensors --steps 600\n"
+               "  dh_train photos --start fast --steps 150 --out mine.safetensors\n"
                "  dh_train cifar10 --skip 1000 --steps 3000 --out fast.safetensors")
     p.add_argument("src", help="embedded, cifar10, cifar100, imagenette, or a folder")
     add = p.add_argument
     add("--out", required=True, metavar="FILE", help="a new .safetensors file")
     add("--steps", type=positive, default=600, help="batches (default: 600)")
+    add("--start", metavar="NAME", help="adapt these weights to the classes of SRC")
     add("--skip", type=int, default=0, help="rows of each class to leave out")
     add("--size", type=positive, default=32, help="side of covers (default: 32)")
     common(p, "--per-class", "--preset", "--seed", "--psnr", "--root")
-    a = p.parse_args(args)
-    out = Path(a.out)
+    out = Path((a := p.parse_args(args)).out)
     if out.exists() or not out.parent.is_dir():
         raise BadInput(f"{out} exists, or its folder does not; choose a new file.")
     data = load_dataset(a.src, a.root, "train", a.per_class, a.skip, a.size)
-    hider, log = universal_hider(a.preset, data.x, a.steps, a.psnr, a.seed)
-    means = [{k: round(sum(r[k] for r in part) / len(part), 5) for k in log[0]}
-             for part in (log[i:i + 50] for i in range(0, len(log), 50))]
+    if a.start:
+        hider = load_hider(a.start)
+        log = finetune(hider, data.x, data.classes, a.steps, a.psnr, a.seed)
+    else:
+        hider, log = universal_hider(a.preset, data.x, a.steps, a.psnr, a.seed)
     save_hider(hider, out, source=Path(a.src).name, skip=a.skip, rows=len(data),
                steps=a.steps, seed=a.seed, psnr=a.psnr, rows_sha256=fingerprint(data.x),
-               log_of_50_steps=means)
+               log_of_50_steps=fifties(log))
     print(f"Trained {a.preset} for {a.steps} steps on {len(data)} images; "
           f"the weights are in {out}.")
 
 # %% ../nbs/91_cli.ipynb #92c2a72b
+def fifties(
+    log: list[dict[str, float]],  # every loss of every step
+) -> list[dict[str, float]]:  # means of fifty steps each
+    "A log short enough for a header."
+    parts = (log[i:i + 50] for i in range(0, len(log), 50))
+    return [{k: round(sum(r[k] for r in part) / len(part), 5) for k in part[0]}
+            for part in parts]
+
+
 def universal_hider(
     preset: str,  # which network
     x8: torch.Tensor,  # covers, uint8 (N, 3, H, W)

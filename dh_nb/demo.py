@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch.nn.functional import interpolate, normalize
 from .data import BadInput, load_dataset, photographs, to_float
+from .hiding import Hider
 from .protect import (WORK, check_target, protect, protect_batch, reveal_image,
                            save_png, whole_folder)
 from .quality import psnr, quality_table, ssim
@@ -22,7 +23,7 @@ from .results import Row, revision
 from .semantic import semantic_images
 from .show import (Sheet, alt_text, heat_map, html_table, image_grid, png_bytes,
                         residual)
-from .training import load_hider
+from .training import finetune, load_hider, save_hider
 from .victim import Pairs, Score, verify
 
 # %% ../nbs/90_demo.ipynb #2bfe27d9
@@ -80,13 +81,14 @@ def sentence(
 def before_after(
     fig: Sheet,  # where to draw
     pairs: Pairs,  # originals and published pictures
+    hider: Hider,  # the one that hid
     seed: int = 0,  # as given to `protect`
     columns: int = 10,  # classes to show
 ) -> Sheet:  # the same
     "One picture of each class: before, after, change, what was hidden, what is found."
     rows = [int((pairs.y == c).nonzero()[0])
             for c in pairs.y.unique()[:columns].tolist()]
-    x, s, hider = pairs.clean[rows], pairs.stego[rows], load_hider("fast")
+    x, s = pairs.clean[rows], pairs.stego[rows]
     hidden = semantic_images(pairs.classes, 1, WORK, seed)[pairs.y[rows], 0]
     found = torch.stack([reveal_image(hider, i) for i in s])
     hidden = interpolate(hidden, found.shape[-2:], mode="bilinear")
@@ -196,13 +198,14 @@ def write_report(
     rows: list[Row],  # clean and protected
     photos: tuple[list[Sheet], list[dict]],  # from `protect_photographs`
     lead: str,  # the sentence
+    hider: Hider,  # the one that hid
     seed: int = 0,  # as given to `protect`
 ) -> None:
     "Write `report.html`: pictures, accuracies, qualities, distances."
     accuracies, quality, photographs = table_sections(pairs, rows, photos[1])
     body = [
         section("Before and after", figure_html(
-            before_after(Sheet(11, 6, colours=None), pairs, seed),
+            before_after(Sheet(11, 6, colours=None), pairs, hider, seed),
             "One picture of each class. Grey means no change. The last row is read "
             "back out of the published pictures alone.")),
         section("What a network learns", accuracies,
@@ -223,7 +226,8 @@ def clear_earlier(
     force: bool,  # replace an earlier report
 ) -> None:
     "Remove an earlier report if asked to, and nothing that is not one."
-    ours = {"report.html", "metrics.json", "protected", "photographs"}
+    ours = {"report.html", "metrics.json", "protected", "photographs",
+            "hider.safetensors"}
     if force and out.is_dir() and {p.name for p in out.iterdir()} <= ours:
         shutil.rmtree(out)
     check_target(out)
@@ -235,17 +239,22 @@ def run_demo(
     seed: int = 0,  # hidden surroundings and victims
     src: str = "embedded",  # data set name or folder
     force: bool = False,  # replace an earlier report
+    adapt: int = 150,  # steps of `finetune` on the source
 ) -> str:  # what was achieved, in one sentence
     "Protect, train two victims, and leave report.html, metrics.json and the pictures."
     start = time.time()
     clear_earlier(out, force)
     with whole_folder(out) as made:
-        protect(src, made / "protected", per_class=per_class, seed=seed)
+        hider, data = load_hider("fast"), load_dataset(src, None, "train", per_class,
+                                                       size=WORK)
+        finetune(hider, data.x, data.classes, adapt, seed=seed)
+        save_hider(hider, made / "hider.safetensors", steps=adapt, seed=seed)
+        protect(src, made / "protected", made / "hider.safetensors", per_class, seed)
         scores, pairs = verify(src, made / "protected", seed=seed)
         rows = hiding_rows(src, made / "protected", scores, pairs, seed, per_class)
         lead = sentence(scores, rows[1], 100 / len(pairs.classes))
         photos = protect_photographs(made / "photographs", seed)
-        write_report(made, pairs, rows, photos, lead, seed)
+        write_report(made, pairs, rows, photos, lead, hider.cpu(), seed)
         q = rows[1]
         metrics = dict(clean_accuracy=rows[0].accuracy, protected_accuracy=q.accuracy,
                        psnr_min=q.psnr_min, psnr_mean=q.psnr_mean, ssim_mean=q.ssim,

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['library', 'draw_batch', 'jitter', 'two_views', 'hiding_step', 'train_hider', 'save_hider', 'bundled', 'fingerprint',
-           'load_hider']
+           'load_hider', 'finetune']
 
 # %% ../nbs/32_training.ipynb #fad6f6af
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.resources import files
 from pathlib import Path
 import torch
@@ -20,7 +20,9 @@ from torch import nn
 from torch.nn.functional import cross_entropy, pad
 from tqdm.auto import tqdm
 from .data import BadInput, amp, device
+from .distort import RandomDistortion
 from .hiding import Hider, Preset, hiding_losses, publish, weighted
+from .nets import net
 from .semantic import known_shapes, semantic_images
 
 # %% ../nbs/32_training.ipynb #bc083915
@@ -183,3 +185,20 @@ def load_hider(
         raise BadInput(f"The weights in {path} do not fit their preset "
                        f"{chosen.name!r}.") from None
     return hider.eval()
+
+# %% ../nbs/32_training.ipynb #b4096812
+def finetune(
+    hider: Hider,  # trained weights, changed in place
+    x8: torch.Tensor,  # covers at hand, uint8 (N, 3, H, W)
+    classes: list[str],  # their class names
+    steps: int = 150,  # batches of 64
+    db: float = 30.1,  # budget in dB
+    seed: int = 0,  # pairs, distortions, reader
+) -> list[dict[str, float]]:  # every loss of every step
+    "Adapt a hider to covers and classes at hand."
+    torch.manual_seed(seed)
+    more = {**hider.preset.weights, "reveal": 4.0, "reader": 0.4}
+    hider.preset = replace(hider.preset, weights=more)
+    secrets = semantic_images(classes, 4, x8.shape[-1], seed)
+    return train_hider(hider, x8, secrets, steps, 64, RandomDistortion(),
+                       net("narrow", len(classes)), db, seed=seed)

@@ -214,6 +214,9 @@ def test_training_makes_usable_weights(photos, tmp_path):
     assert call("train", photos, "--steps", 2, "--out", weights) == 0
     assert call("protect", photos, tmp_path / "out", "--weights", weights) == 0
     assert load_hider(weights).preset.name == "fast"
+    tuned = tmp_path / "t.safetensors"
+    assert call("train", photos, "--start", weights, "--steps", 2, "--out", tuned) == 0
+    assert load_hider(tuned).preset.weights["reveal"] == 4.0
 
 
 def test_bundled_weights_are_small_and_say_where_they_come_from():

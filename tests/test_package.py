@@ -49,17 +49,22 @@ def test_wheel_offers_the_commands(built):
         assert command.replace("=", " = ") in text
 
 
-def test_installed_package_finds_its_data(built, tmp_path):
+def test_installed_package_works_outside_the_clone(built, tmp_path):
     "From another folder, with the wheel before the clone on the path."
     call("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target",
          tmp_path / "site", built[1])
     code = ("import dh_nb, json, sys; from dh_nb.data import load_dataset;"
+            "from dh_nb.cli import protect, reveal;"
+            "protect(['embedded', 'out', '--per-class', '1']);"
+            "reveal(['out/train/bag/' + __import__('os').listdir('out/train/bag')[0]]);"
             "d = load_dataset('embedded'); print(json.dumps([dh_nb.__file__, len(d)]))")
     env = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
     env["PYTHONPATH"] = str(tmp_path / "site")
     out = call("-c", code, cwd=tmp_path, env=env)
-    where, rows = json.loads(out)
+    where, rows = json.loads(out.splitlines()[-1])
     assert where.startswith(str(tmp_path)) and rows == 2000
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 10
+    assert len(list(tmp_path.glob("*.hidden.png"))) == 1
 
 
 def test_version_is_one_fact():
