@@ -5,7 +5,7 @@ as somebody else wants a core. `OMP_NUM_THREADS=2 make test` overrules it.
 """
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "2")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("DH_DEVICE", "cpu")
