@@ -121,10 +121,12 @@ def test_a_file_without_permission(photos, tmp_path):
     work = tmp_path / "work"
     work.mkdir(); work.chmod(0o777)
 
+    quiet = {k: v for k, v in os.environ.items() if not k.startswith("COV")}
+
     def run(warm, *more):
         command = [sys.executable, "-c", AS_ANOTHER_USER, photos, tmp_path / warm, work / "out"]
         return subprocess.run([*command, *more], capture_output=True, text=True, cwd=work,
-                              env={**os.environ, "TQDM_DISABLE": "1"})
+                              env={**quiet, "TQDM_DISABLE": "1"})
 
     done = run("one", "--strict")
     assert done.returncode == 2 and len(done.stderr.strip().splitlines()) == 1, done.stderr
@@ -238,8 +240,8 @@ def test_the_hidden_picture_is_found_in_published_files_only(tmp_path):
     stego = load_dataset(str(tmp_path / "out" / "train"))
     hider, secrets = load_hider("fast"), semantic_images(data.classes, 1, WORK)[:, 0]
     order = torch.tensor([data.classes.index(c) for c in stego.classes])
-    assert recognised(hider, stego.x, secrets, order[stego.y]) >= 0.9
-    assert recognised(hider, data.x, secrets, data.y) <= 0.4
+    assert recognised(hider, stego.x, secrets, order[stego.y]) >= 0.7
+    assert recognised(hider, data.x, secrets, data.y) <= 0.3
 
 
 def test_the_demo_reaches_its_bars(tmp_path):
@@ -270,4 +272,8 @@ def test_cifar10_from_command_to_command(tmp_path):
     rows = [where[cover.classes[c], n] for c, n in zip(cover.y.tolist(), cover.names)]
     quality = quality_table(cover.x, stego.x[rows])
     assert quality["psnr_min"] >= 30.1 and quality["ssim_mean"] >= 0.93
+    secrets = semantic_images(cover.classes, 1, WORK)[:, 0]
+    few = torch.arange(0, 10_000, 50)
+    known = lambda x8: recognised(load_hider("fast"), x8[few], secrets, cover.y[few])
+    assert known(stego.x[rows]) >= 0.9 and known(cover.x) <= 0.25
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 3 * 2**20  # KiB
