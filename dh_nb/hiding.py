@@ -31,7 +31,7 @@ PRESETS = {p.name: p for p in (
     Preset("hinet", dict(split="haar1", blocks=16, growth=32, layers=5, init="hinet"),
            dict(hide=1.0, reveal=5.0, low=1.0, excess=100.0), 10**-3.5),
     Preset("fast", dict(split="dct8", blocks=3, growth=32, layers=3, band=24, gain=4.0),
-           dict(reveal=1.0, structure=0.3, colour=0.2, excess=100.0, reader=0.2)))}
+           dict(reveal=2.0, structure=0.8, colour=0.4, excess=100.0, reader=0.5)))}
 
 
 def preset(

@@ -6,7 +6,7 @@ from torch.nn.functional import interpolate
 
 from dh_nb.data import photographs
 from dh_nb.protect import protect_batch, reveal_image
-from dh_nb.results import read
+from dh_nb.results import read, table
 from dh_nb.semantic import semantic_images
 from dh_nb.show import Sheet, image_grid, markdown_table, png_bytes, residual
 from dh_nb.training import load_hider
@@ -39,7 +39,8 @@ def before_after():
 
 def figures(folder=HERE.parent / "results"):
     "The table of README.md, from the rows of the protocol."
-    rows = [r for r in read(folder) if r["countermeasure"] == "none"]
+    rows = [r for r in read(folder) if r["countermeasure"] == "none"
+            and r["victim"] == "quick" and r["method"] in ("clean", "dh")]
     lines = []
     for dataset, subset in dict.fromkeys((r["dataset"], r["subset"]) for r in rows):
         group = [r for r in rows if (r["dataset"], r["subset"]) == (dataset, subset)]
@@ -56,10 +57,19 @@ def figures(folder=HERE.parent / "results"):
                                       "worst PSNR, dB": "{:.2f}", "mean SSIM": "{:.3f}"})
 
 
+def contest(folder=HERE.parent / "results"):
+    "What is hidden, and what it is worth under four countermeasures."
+    rows = [r for r in read(folder) if r["dataset"] == "cifar10"
+            and r["victim"] == "quick" and r["subset"] == "first 1000 a class"]
+    lines = table(rows, index=["method"], columns="countermeasure", value="accuracy")
+    return markdown_table(lines)
+
+
 def fill(text):
-    "README.md with today's table."
+    "README.md with today's tables."
     head, rest = text.split(BEGIN)
-    return head + BEGIN + "\n" + figures() + "\n\n" + END + rest.split(END, 1)[1]
+    tables = figures() + "\n\n" + contest()
+    return head + BEGIN + "\n" + tables + "\n\n" + END + rest.split(END, 1)[1]
 
 
 if __name__ == "__main__":

@@ -12,10 +12,10 @@ from dh_nb.data import load_dataset, read_image, to_float
 from dh_nb.hiding import Hider, Preset
 from dh_nb.protect import WORK, protect, reveal_image
 from dh_nb.quality import psnr, quality_table
-from dh_nb.semantic import semantic_images
+from dh_nb.semantic import assign, read_key, semantic_images
 from dh_nb.training import bundled, load_hider, save_hider
 
-COMMANDS = ["demo", "train", "protect", "verify", "reveal"]
+COMMANDS = ["demo", "train", "protect", "verify", "reveal", "keygen"]
 CIFAR = Path(os.environ.get("DH_DATA", "/nonexistent")) / "cifar10.webp.npz"
 
 
@@ -208,7 +208,58 @@ def test_the_manifest_tells_no_place_and_no_time(photos, tmp_path):
     text = (tmp_path / "out" / "manifest.json").read_text()
     assert str(tmp_path) not in text and "photos" not in text
     assert set(json.loads(text)) == {"tool", "revision", "preset", "weights_sha256",
-                                     "psnr_budget", "seed", "classes", "images", "skipped"}
+                                     "psnr_budget", "seed", "classes", "images", "skipped",
+                                     "hidden", "variants", "names"}
+
+
+def test_a_keyed_folder_tells_nothing(photos, tmp_path, capsys):
+    key, other, out = tmp_path / "my.key", tmp_path / "other.key", tmp_path / "out"
+    assert call("keygen", key) == call("keygen", other) == 0
+    assert key.stat().st_mode & 0o77 == 0
+    refused(capsys, "keygen", key, says="exists")
+    assert call("protect", photos, out, "--key", key) == 0
+    text = (out / "manifest.json").read_text()
+    told = json.loads(text)
+    assert told["hidden"] == "keyed" and not {"names", "seed"} & told.keys()
+    names = assign(["cat", "dog"], "keyed", read_key(key)).names
+    assert not any(n in text for n in [*names, key.read_text().strip()])
+    assert call("protect", photos, tmp_path / "again", "--key", key) == 0
+    assert tree(tmp_path / "again") == tree(out)
+    assert call("protect", photos, tmp_path / "wrong", "--key", other) == 0
+    assert tree(tmp_path / "wrong") != tree(out)
+    image, told = out / "train/cat/0.png", ["--manifest", out / "manifest.json"]
+    assert call("reveal", image, *told, "--key", key, "--out", tmp_path / "a.png") == 0
+    assert "nearest to what class" in capsys.readouterr().out
+    refused(capsys, "reveal", image, *told, "--out", tmp_path / "b.png", says="key")
+    refused(capsys, "reveal", image, "--manifest", key, "--out", tmp_path / "b.png",
+            says="manifest")
+
+
+@pytest.mark.parametrize("args, says", [
+    (["--assign", "keyed"], "key"), (["--assign", "nothing"], "assign"),
+    (["--key", "nowhere"], "key"), (["--pictures", "nowhere"], "nowhere"),
+    (["--pictures", "photos/cat"], "photos"), (["--variants", "0"], "variants"),
+    (["--finetune", "-1"], "finetune")])
+def test_bad_choices(args, says, photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    refused(capsys, "protect", "photos", "out", *args, says=says)
+    assert not (tmp_path / "out").exists()
+
+
+def test_own_pictures_and_finetuning(photos, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call("protect", photos, out, "--pictures", photos, "--finetune", 1,
+                "--variants", 2) == 0
+    assert json.loads((out / "manifest.json").read_text())["hidden"] == "own pictures"
+    assert {p.name for p in out.iterdir()} == {"train", "manifest.json"}
+    weights = tmp_path / "out.safetensors"  # beside what is published, never inside
+    assert load_hider(weights).preset.name == "fast"
+    assert call("reveal", out / "train/cat/0.png", "--weights", weights,
+                "--out", tmp_path / "found.png") == 0
+    refused(capsys, "reveal", out / "train/cat/0.png", "--manifest",
+            out / "manifest.json", "--out", tmp_path / "x.png", says="its own")
+    shutil.rmtree(out)
+    refused(capsys, "protect", photos, out, "--finetune", 1, says="out.safetensors")
 
 
 def test_training_makes_usable_weights(photos, tmp_path):
@@ -219,6 +270,11 @@ def test_training_makes_usable_weights(photos, tmp_path):
     tuned = tmp_path / "t.safetensors"
     assert call("train", photos, "--start", weights, "--steps", 2, "--out", tuned) == 0
     assert load_hider(tuned).preset.weights["reveal"] == 4.0
+    more = tmp_path / "m.safetensors"
+    assert call("train", photos, "--resume", weights, "--steps", 1, "--weight", "lfc=0",
+                "--out", more) == 0
+    assert load_hider(more).preset.weights["lfc"] == 0
+    assert cli.header_notes(str(more))["before"]["steps"] == 2
 
 
 def test_bundled_weights_are_small_and_say_where_they_come_from():
