@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['WORK', 'work_size', 'protect_batch', 'reveal_image', 'check_target', 'whole_folder', 'hidden_pictures', 'dealt',
-           'Source', 'open_source', 'save_png', 'measure', 'write_pictures', 'adapted', 'protect', 'secret_distance',
+           'Source', 'open_source', 'save_png', 'measure', 'adapted', 'write_pictures', 'protect', 'secret_distance',
            'threshold', 'expected']
 
 # %% ../nbs/33_protect.ipynb #9d271b4e
@@ -119,7 +119,7 @@ def hidden_pictures(
     "What each class hides, and what a manifest says about it."
     if pictures is not None:
         if how != "own":
-            raise BadInput("Own pictures are hidden as they are: no other choice, no key.")
+            raise BadInput("Own pictures are hidden as they are, without a key.")
         return (own_pictures(pictures, classes, variants, WORK),
                 dict(hidden="own pictures", variants=variants))
     choice = assign(classes, how, key, seed)
@@ -210,7 +210,27 @@ def measure(
     return [dict(psnr=round(p, 3) if p < 999 else None, ssim=s and round(s, 4),
                  linf=round(m)) for p, s, m in columns]
 
-# %% ../nbs/33_protect.ipynb #a249099e
+# %% ../nbs/33_protect.ipynb #61986566
+def adapted(
+    hider: Hider,  # changed in place
+    source: Source,  # covers
+    secrets: torch.Tensor,  # (classes, variants, 3, h, w)
+    dst: Path,  # the folder to be written; weights go beside it
+    steps: int,  # of training; 0: none
+    db: float,  # budget
+    seed: int,  # of the training
+) -> None:
+    "Finetune a hider and keep its weights beside the target, or do nothing."
+    if not steps:
+        return
+    path = dst.with_name(dst.name + ".safetensors")
+    if path.exists():
+        raise BadInput(f"{path} exists, and the adapted weights belong there.")
+    finetune(hider, source.sample(), secrets, steps, db, seed)
+    save_hider(hider.cpu(), path, adapted_steps=steps, seed=seed, psnr=db)
+    hider.to(device())
+
+# %% ../nbs/33_protect.ipynb #baff9a82
 def write_pictures(
     source: Source,  # what to protect
     out: Path,  # folder to write `train/<class>/<name>.png` into
@@ -235,27 +255,7 @@ def write_pictures(
         bar.update(len(list(written)))
     return images
 
-# %% ../nbs/33_protect.ipynb #752a6d3a
-def adapted(
-    hider: Hider,  # changed in place
-    source: Source,  # covers
-    secrets: torch.Tensor,  # (classes, variants, 3, h, w)
-    dst: Path,  # the folder to be written; weights go beside it
-    steps: int,  # of training; 0: none
-    db: float,  # budget
-    seed: int,  # of the training
-) -> None:
-    "Finetune a hider and keep its weights beside the target, or do nothing."
-    if not steps:
-        return
-    path = dst.with_name(dst.name + ".safetensors")
-    if path.exists():
-        raise BadInput(f"{path} exists, and the adapted weights belong there.")
-    finetune(hider, source.sample(), secrets, steps, db, seed)
-    save_hider(hider.cpu(), path, adapted_steps=steps, seed=seed, psnr=db)
-    hider.to(device())
-
-
+# %% ../nbs/33_protect.ipynb #e7a92a90
 def protect(
     src: str | Path,  # data set name, or a folder of class folders
     dst: str | Path,  # new folder
@@ -286,14 +286,14 @@ def protect(
         (out / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
 
-# %% ../nbs/33_protect.ipynb #c7d30f89
+# %% ../nbs/33_protect.ipynb #8e0c8ed8
 def secret_distance(
     found: torch.Tensor,  # from `reveal_image`, (B, 3, h, w)
     secret: torch.Tensor,  # what ought to be there, same shape, or (1, 3, h, w)
 ) -> torch.Tensor:  # (B,) 0 to 2
     "One minus the correlation of found and expected pictures (eq. 2)."
     centred = lambda x: x.flatten(1) - x.flatten(1).mean(1, keepdim=True)
-    return 1 - torch.cosine_similarity(centred(found), centred(secret))
+    return (1 - torch.cosine_similarity(centred(found), centred(secret))).clamp_min(0)
 
 
 def threshold(
@@ -304,7 +304,7 @@ def threshold(
     ordered = unprotected.sort()[0]
     return ordered[int(rate * len(ordered))].item()
 
-# %% ../nbs/33_protect.ipynb #37b5ff4f
+# %% ../nbs/33_protect.ipynb #faac56ab
 def expected(
     manifest: dict,  # as `protect` wrote it
     key: bytes | None = None,  # the owner's, when the choice was keyed

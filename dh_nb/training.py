@@ -133,7 +133,7 @@ def plans_of(
     after = torch.optim.lr_scheduler
     adam = lambda params: torch.optim.Adam(params, lr, betas=(0.9, 0.99))
     plans = [(o := adam(hider.parameters()),
-              after.OneCycleLR(o, lr, steps, pct_start=0.2))]
+              after.OneCycleLR(o, lr, max(steps, 10), pct_start=0.2))]
     parts = list(reader.modules()) if reader else []
     matrices = [m.weight for m in parts if isinstance(m, MatrixConv)]
     known = {id(p) for p in matrices}
@@ -143,7 +143,7 @@ def plans_of(
         others += [torch.optim.Muon(matrices, 0.05, weight_decay=0.1, momentum=0.8)]
     return plans + [(o, after.LinearLR(o, 1.0, 0.05, steps)) for o in others]
 
-
+# %% ../nbs/32_training.ipynb #7244c67c
 def train_hider(
     hider: Hider,  # trained in place
     x8: torch.Tensor,  # covers, uint8 (N, 3, H, W)
@@ -180,7 +180,7 @@ def train_hider(
     hider.eval()
     return log
 
-# %% ../nbs/32_training.ipynb #0271eec6
+# %% ../nbs/32_training.ipynb #88c45906
 def save_hider(
     hider: Hider,  # what to save
     path: str | Path,  # ends in .safetensors by custom
@@ -209,7 +209,7 @@ def fingerprint(
         digest.update(t.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
-# %% ../nbs/32_training.ipynb #bdc2125a
+# %% ../nbs/32_training.ipynb #70ed6b4c
 def load_hider(
     source: str | Path = "fast",  # a preset that ships with weights, or a file
 ) -> Hider:  # in eval mode, on the CPU
@@ -234,7 +234,7 @@ def load_hider(
                        f"{chosen.name!r}.") from None
     return hider.eval()
 
-# %% ../nbs/32_training.ipynb #7dc7f092
+# %% ../nbs/32_training.ipynb #665c1f0e
 def finetune(
     hider: Hider,  # trained weights, changed in place
     x8: torch.Tensor,  # covers at hand, uint8 (N, 3, H, W)
