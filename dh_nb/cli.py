@@ -310,9 +310,9 @@ def train(
         base = preset(a.preset)
         wanted = replace(base, weights=base.weights | dict(a.weight))
         hider, log = universal_hider(wanted, data.x, a.steps, a.psnr, a.seed, a.resume)
-    save_hider(hider, out, before=header_notes(a.resume), source=Path(a.src).name, skip=a.skip, rows=len(data),
-               steps=a.steps, seed=a.seed, psnr=a.psnr, rows_sha256=fingerprint(data.x),
-               log_of_50_steps=fifties(log))
+    save_hider(hider, out, before=header_notes(a.resume), source=Path(a.src).name,
+               skip=a.skip, rows=len(data), steps=a.steps, seed=a.seed, psnr=a.psnr,
+               rows_sha256=fingerprint(data.x), log_of_50_steps=fifties(log))
     print(f"Trained {a.preset} for {a.steps} steps on {len(data)} images; "
           f"the weights are in {out}.")
 

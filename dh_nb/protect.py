@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
 import torch
+from PIL import Image
 from torch.nn.functional import interpolate
-from torchvision.io import write_png
 from tqdm.auto import tqdm
 from .data import (BadInput, amp, device, first_per_class, list_folder,
                         load_dataset, read_image, read_images, split_folder,
@@ -28,6 +28,7 @@ from .hiding import Hider
 from .quality import linf, psnr, ssim, to_budget
 from .results import revision
 from .semantic import assign, own_pictures, semantic_images
+from .show import picture
 from .training import finetune, fingerprint, load_hider, save_hider
 
 # %% ../nbs/33_protect.ipynb #c5fad7d8
@@ -196,7 +197,7 @@ def save_png(
     path: Path,  # where to
 ) -> None:
     "One picture as a PNG, the same bytes every time."
-    write_png(x8, str(path), compression_level=1)
+    Image.fromarray(picture(x8)).save(path, compress_level=1)
 
 
 def measure(

@@ -216,6 +216,7 @@ def test_a_keyed_folder_tells_nothing(photos, tmp_path, capsys):
     key, other, out = tmp_path / "my.key", tmp_path / "other.key", tmp_path / "out"
     assert call("keygen", key) == call("keygen", other) == 0
     assert key.stat().st_mode & 0o77 == 0
+    capsys.readouterr()
     refused(capsys, "keygen", key, says="exists")
     assert call("protect", photos, out, "--key", key) == 0
     text = (out / "manifest.json").read_text()
@@ -230,6 +231,7 @@ def test_a_keyed_folder_tells_nothing(photos, tmp_path, capsys):
     image, told = out / "train/cat/0.png", ["--manifest", out / "manifest.json"]
     assert call("reveal", image, *told, "--key", key, "--out", tmp_path / "a.png") == 0
     assert "nearest to what class" in capsys.readouterr().out
+    capsys.readouterr()
     refused(capsys, "reveal", image, *told, "--out", tmp_path / "b.png", says="key")
     refused(capsys, "reveal", image, "--manifest", key, "--out", tmp_path / "b.png",
             says="manifest")
@@ -256,6 +258,7 @@ def test_own_pictures_and_finetuning(photos, tmp_path, capsys):
     assert load_hider(weights).preset.name == "fast"
     assert call("reveal", out / "train/cat/0.png", "--weights", weights,
                 "--out", tmp_path / "found.png") == 0
+    capsys.readouterr()
     refused(capsys, "reveal", out / "train/cat/0.png", "--manifest",
             out / "manifest.json", "--out", tmp_path / "x.png", says="its own")
     shutil.rmtree(out)
