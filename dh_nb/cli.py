@@ -243,10 +243,9 @@ def reveal(
     known = read_manifest(a.manifest) if a.manifest else None
     key = read_key(a.key) if a.key else None
     found = reveal_image(load_hider(a.weights or a.preset), read_image(Path(a.image)))
+    fits = nearest(found, known, key) if known else None
     save_png((found * 255).round().byte(), out)
-    print(f"What is hidden in {a.image} is in {out}.")
-    if known:
-        print(nearest(found, known, key))
+    print(f"What is hidden in {a.image} is in {out}.", fits or "")
 
 # %% ../nbs/91_cli.ipynb #143e3c6c
 def loss_weight(
