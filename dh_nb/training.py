@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .data import BadInput, amp, device, to_float
 from .distort import RandomDistortion, grayscale
 from .hiding import Hider, Preset, hiding_losses, publish, weighted
-from .nets import MatrixConv, net
+from .nets import MatrixConv, Muon, net
 from .semantic import known_shapes, semantic_images
 
 # %% ../nbs/32_training.ipynb #bc083915
@@ -140,7 +140,7 @@ def plans_of(
     rest = [p for p in reader.parameters() if id(p) not in known] if reader else []
     others = [adam(rest)] if rest else []
     if matrices:
-        others += [torch.optim.Muon(matrices, 0.05, weight_decay=0.1, momentum=0.8)]
+        others += [Muon(matrices, 0.05, momentum=0.8)]
     return plans + [(o, after.LinearLR(o, 1.0, 0.05, steps)) for o in others]
 
 # %% ../nbs/32_training.ipynb #7244c67c
