@@ -64,6 +64,14 @@ class Coupling(nn.Module):
         "The bounded log scale a that y1 asks for."
         return self.clamp * torch.tanh(self.rho(y1) / 2)
 
+    def first(
+        self,
+        x1: torch.Tensor,  # (B, c, H, W)
+        x2: torch.Tensor,  # (B, c, H, W)
+    ) -> torch.Tensor:  # y1, (B, c, H, W)
+        "The first half of the step, for those who need no more."
+        return x1 + self.phi(x2)
+
     def forward(
         self,
         u: torch.Tensor,  # x1, or y1 when `rev`, (B, c, H, W)
@@ -74,5 +82,5 @@ class Coupling(nn.Module):
         if rev:
             x2 = (v - self.eta(u)) * torch.exp(-self.log_scale(u))
             return u - self.phi(x2), x2
-        y1 = u + self.phi(v)
+        y1 = self.first(u, v)
         return y1, v * torch.exp(self.log_scale(y1)) + self.eta(y1)

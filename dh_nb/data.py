@@ -23,12 +23,10 @@ from zipfile import BadZipFile
 
 import numpy as np
 import skimage.data
-import sklearn.datasets
 import torch
 import torch.nn.functional as F
 import torchvision.datasets
 from PIL import Image, ImageOps
-from sklearn.model_selection import train_test_split
 from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
@@ -89,6 +87,7 @@ def holdout(
     seed: int = 0,  # same seed, same cut
 ) -> tuple[torch.Tensor, torch.Tensor]:  # train and test rows, int64, ascending
     "A stratified split by scikit-learn; BadInput when a class is too small for it."
+    from sklearn.model_selection import train_test_split
     try: cut = train_test_split(np.arange(len(y)), test_size=fraction,
                                 random_state=seed, stratify=np.asarray(y))
     except ValueError as e:
@@ -99,8 +98,9 @@ def holdout(
 # %% ../nbs/01_data.ipynb #7aee2c78
 def photographs() -> dict[str, torch.Tensor]:  # name -> uint8 (3, H, W), sizes differ
     "Five photographs inside scikit-learn (CC BY 2.0) and scikit-image (CC0, NASA)."
-    shots = {"china": sklearn.datasets.load_sample_image("china.jpg"),
-             "flower": sklearn.datasets.load_sample_image("flower.jpg"),
+    from sklearn.datasets import load_sample_image
+    shots = {"china": load_sample_image("china.jpg"),
+             "flower": load_sample_image("flower.jpg"),
              "chelsea": skimage.data.chelsea(), "coffee": skimage.data.coffee(),
              "astronaut": skimage.data.astronaut()}
     return {name: torch.from_numpy(x.copy()).permute(2, 0, 1).contiguous()

@@ -57,14 +57,18 @@ class INN(nn.Module):
         x1: torch.Tensor,  # cover (or stego when `rev`), float in [0, 1], (B, 3, H, W)
         x2: torch.Tensor,  # secret (or z when `rev`), same shape
         rev: bool = False,  # run the inverse
+        rest: bool = True,  # False: forwards without z, which is then None
     ) -> tuple[torch.Tensor, torch.Tensor]:  # the pair, sizes padded to the multiple
         "(stego, z) of (cover, secret), or the other way round when `rev`."
         pair = [self.split(pad_to(x, self.split.factor)) / self.gain for x in (x1, x2)]
         (u, u_rest), (v, v_rest) = (p.tensor_split([self.width], 1) for p in pair)
-        for step in reversed(self.steps) if rev else self.steps:
+        steps = list(reversed(self.steps) if rev else self.steps)
+        for step in steps if rest or rev else steps[:-1]:
             u, v = step(u, v, rev)
-        back = (torch.cat(p, 1) * self.gain for p in ((u, u_rest), (v, v_rest)))
-        return tuple(self.split(y, rev=True) for y in back)
+        join = lambda *p: self.split(torch.cat(p, 1) * self.gain, rev=True)
+        if not rest and not rev:
+            return join(steps[-1].first(u, v), u_rest), None
+        return join(u, u_rest), join(v, v_rest)
 
 # %% ../nbs/11_inn.ipynb #fac1971c
 @torch.no_grad()

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['WORK', 'work_size', 'protect_batch', 'reveal_image', 'check_target', 'whole_folder', 'hidden_pictures', 'dealt',
-           'Source', 'open_source', 'save_png', 'measure', 'adapted', 'write_pictures', 'protect', 'secret_distance',
-           'threshold', 'expected']
+           'Source', 'open_source', 'save_png', 'measure', 'adapted', 'in_threads', 'write_pictures', 'protect',
+           'secret_distance', 'threshold', 'expected']
 
 # %% ../nbs/33_protect.ipynb #9d271b4e
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def protect_batch(
     work = work_size(*native)
     small = x if work == native else interpolate(x, work, mode="area")
     with amp(at):
-        change = hider.hide(small, secret.to(at))[0].float() - small
+        change = hider.hide(small, secret.to(at), False)[0].float() - small
     if work != native:
         change = interpolate(change, native, mode="bicubic", align_corners=False)
     return to_budget(x8, (x + change).cpu(), db)
@@ -231,6 +232,26 @@ def adapted(
     save_hider(hider.cpu(), path, adapted_steps=steps, seed=seed, psnr=db)
     hider.to(device())
 
+# %% ../nbs/33_protect.ipynb #3e039183
+def in_threads(
+    work: Callable,  # called with the parts of an item
+    items: Iterable[tuple],  # taken only a few ahead of what is done
+) -> Iterator:  # what `work` returned, in the order of the items
+    "Work on several items at once, one core each (at most eight)."
+    cores, waiting = torch.get_num_threads(), deque()
+    pool = ThreadPoolExecutor(min(8, cores), initializer=torch.set_num_threads,
+                              initargs=(1,))
+    try:
+        for item in items:
+            waiting.append(pool.submit(work, *item))
+            if len(waiting) > 2 * cores:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
+
 # %% ../nbs/33_protect.ipynb #baff9a82
 def write_pictures(
     source: Source,  # what to protect
@@ -244,16 +265,18 @@ def write_pictures(
              for c, n in zip(source.y.tolist(), source.names)]
     for c in source.classes:
         (out / "train" / c).mkdir(parents=True)
-    images, written = {}, []
-    bar = tqdm(total=len(files), desc="protect", unit="img", leave=False)
-    with ThreadPoolExecutor(2) as pool, bar:
-        for rows, x8 in source.batches():
-            secret = dealt(secrets, source.y[rows], rows)
-            stego8 = protect_batch(hider, x8, secret, db)
-            bar.update(len(list(written)))  # wait for the batch before this one
-            written = pool.map(save_png, stego8, [out / files[i] for i in rows])
-            images |= zip([files[i] for i in rows], measure(x8, stego8))
-        bar.update(len(list(written)))
+
+    def one(rows, x8):
+        stego8 = protect_batch(hider, x8, dealt(secrets, source.y[rows], rows), db)
+        for i, s in zip(rows, stego8):
+            save_png(s, out / files[i])
+        return zip([files[i] for i in rows], measure(x8, stego8))
+
+    images = {}
+    with tqdm(total=len(files), desc="protect", unit="img", leave=False) as bar:
+        for done in in_threads(one, source.batches()):
+            images |= done
+            bar.update(len(images) - bar.n)
     return images
 
 # %% ../nbs/33_protect.ipynb #e7a92a90

@@ -29,7 +29,6 @@ import torch
 from PIL import Image
 from skimage.color import lab2rgb
 from skimage.feature import canny
-from sklearn.cluster import KMeans
 from torch.nn.functional import affine_grid, grid_sample, interpolate, relu
 from .data import BadInput, list_folder, read_images, to_float
 from .features import extractor, features, unit
@@ -530,6 +529,7 @@ def central(
     n: int,  # how many to choose, at most N
 ) -> list[int]:  # rows
     "The row nearest to each of n K-means centres, as the paper picks prompts."
+    from sklearn.cluster import KMeans
     km = KMeans(n, n_init=1, random_state=0).fit(z.numpy())
     to_own = torch.from_numpy(km.transform(z.numpy())[range(len(z)), km.labels_])
     rows = torch.arange(len(z))

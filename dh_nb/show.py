@@ -13,7 +13,6 @@ import io
 from html import escape
 
 import numpy as np
-import seaborn as sns
 import torch
 from cycler import cycler
 from matplotlib import rc_context
@@ -325,10 +324,11 @@ def write_numbers(
     fmt: str,  # such as ".1f"
 ) -> None:
     "Each number in its cell, in whichever of ink and white reads better there."
+    from seaborn.utils import relative_luminance
     mesh = ax.collections[0]
     for (r, c), value in np.ndenumerate(numbers):
         if np.isfinite(value):
-            ground = sns.utils.relative_luminance(mesh.cmap(mesh.norm(value)))
+            ground = relative_luminance(mesh.cmap(mesh.norm(value)))
             ax.text(c + 0.5, r + 0.5, format(value, fmt), ha="center", va="center",
                     fontsize=9, color=INK if ground > 0.22 else "white")
 
@@ -344,6 +344,7 @@ def heat_map(
     **kwargs,  # passed to seaborn.heatmap, such as vmin and vmax
 ) -> Figure:  # the same figure
     "A matrix as coloured cells with their numbers."
+    from seaborn import heatmap
     fig.clear()
     pair = len(labels) == 2 and not isinstance(labels[0], str)
     left, below = labels if pair else (labels, labels)
@@ -351,9 +352,9 @@ def heat_map(
     if numbers.shape != (len(left), len(below)):
         raise BadInput(f"{numbers.shape} is not {len(left)} x {len(below)} labels.")
     ax = fig.add_subplot()
-    sns.heatmap(numbers, ax=ax, linewidths=1.5, linecolor="white", center=center,
-                cmap=BLUES if center is None else SPLIT, xticklabels=below,
-                yticklabels=left, cbar_kws=dict(aspect=30, pad=0.02), **kwargs)
+    heatmap(numbers, ax=ax, linewidths=1.5, linecolor="white", center=center,
+            cmap=BLUES if center is None else SPLIT, xticklabels=below,
+            yticklabels=left, cbar_kws=dict(aspect=30, pad=0.02), **kwargs)
     write_numbers(ax, numbers, fmt)
     ax.tick_params(length=0)
     ax.tick_params(axis="y", rotation=0)
