@@ -242,10 +242,12 @@ def finetune(
     steps: int = 150,  # batches of 64
     db: float = 30.1,  # budget in dB
     seed: int = 0,  # pairs, distortions, reader
+    concentrate: Callable | None = None,  # (cover, stego, y, generator) -> scalar
+    lfc: float = 1.0,  # its weight
 ) -> list[dict[str, float]]:  # every loss of every step
     "Adapt a hider to the covers and the hidden pictures at hand."
     torch.manual_seed(seed)
-    more = {**hider.preset.weights, "reveal": 4.0, "reader": 0.4}
+    more = {**hider.preset.weights, "reveal": 4.0, "reader": 0.4, "lfc": lfc}
     hider.preset = replace(hider.preset, weights=more, lr=hider.preset.lr / 2)
     return train_hider(hider, x8, secrets, steps, 64, RandomDistortion(),
-                       net("quick", len(secrets)), None, db, seed=seed)
+                       net("quick", len(secrets)), concentrate, db, seed=seed)
