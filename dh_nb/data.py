@@ -25,9 +25,7 @@ import numpy as np
 import skimage.data
 import torch
 import torch.nn.functional as F
-import torchvision.datasets
 from PIL import Image, ImageOps
-from torchvision.transforms import v2
 from tqdm.auto import tqdm
 
 # %% ../nbs/01_data.ipynb #509ed4ce
@@ -160,7 +158,7 @@ def read_image(
     path: str | Path,  # an image file
 ) -> torch.Tensor:  # uint8 (3, H, W), upright, RGB
     "The pixels of a file at its own size; BadInput names a file that cannot be used."
-    return v2.functional.pil_to_tensor(open_image(path))
+    return torch.from_numpy(np.array(open_image(path))).permute(2, 0, 1).contiguous()
 
 # %% ../nbs/01_data.ipynb #bd33b9ea
 BAR = dict(unit="img", leave=False, delay=1)  # a progress bar after one second
@@ -251,7 +249,8 @@ def to_square(
 ) -> torch.Tensor:  # uint8 (..., 3, size, size)
     "Shorter side to `size` (bilinear, antialiased), then the middle square."
     if size is None or x8.shape[-2:] == (size, size): return x8
-    return v2.functional.center_crop(v2.functional.resize(x8, [size]), [size])
+    from torchvision.transforms.v2.functional import center_crop, resize
+    return center_crop(resize(x8, [size]), [size])
 
 
 def array_source(
@@ -290,14 +289,16 @@ def unpack_strips(
     ends: np.ndarray,  # where each of them ends
     n: int,  # pictures needed, counted from the first
 ) -> torch.Tensor:  # uint8 (at least n, 3, 32, 32), if there are so many
-    "Decode strips of 32 x 32 pictures until `n` are there."
+    "Decode strips of 32 x 32 pictures until `n` are there, on all cores."
     strips, start, have = [], 0, 0
     for end in ends.tolist():
         if have >= n: break
-        with Image.open(BytesIO(data[start:end].tobytes())) as im:
-            strips.append(np.asarray(im.convert("RGB")).reshape(-1, 32, 32, 3))
-        start, have = end, have + len(strips[-1])
-    return torch.from_numpy(np.concatenate(strips)).permute(0, 3, 1, 2).contiguous()
+        strips.append(Image.open(BytesIO(data[start:end].tobytes())))
+        start, have = end, have + strips[-1].width * strips[-1].height // 1024
+    with ThreadPoolExecutor() as pool:
+        parts = list(pool.map(lambda im: np.asarray(im.convert("RGB")), strips))
+    x8 = np.concatenate([p.reshape(-1, 32, 32, 3) for p in parts])
+    return torch.from_numpy(x8).permute(0, 3, 1, 2).contiguous()
 
 # %% ../nbs/01_data.ipynb #cba0cc3e
 def packed_cifar(
@@ -323,6 +324,7 @@ def cifar(
     "CIFAR (Krizhevsky 2009), packed if it is there, else by torchvision."
     packed = root / f"{name}.webp.npz"
     if packed.exists(): return packed_cifar(packed, split)
+    import torchvision.datasets
     load = getattr(torchvision.datasets, name.upper())
     found = downloaded(name, lambda: load(root, train=split == "train", download=True))
     x8 = torch.from_numpy(found.data).permute(0, 3, 1, 2)
@@ -403,8 +405,8 @@ def imagenette(
     "Imagenette (Howard 2019) with readable class names, downloaded if need be."
     here = [root / n for n in ("imagenette224", "imagenette2-320")]
     if not any(p.is_dir() for p in here):
-        downloaded("imagenette", lambda: torchvision.datasets.Imagenette(
-            root, size="320px", download=True))
+        from torchvision.datasets import Imagenette
+        downloaded("imagenette", lambda: Imagenette(root, size="320px", download=True))
     return folder_source(here[0] if here[0].is_dir() else here[1], split)
 
 # %% ../nbs/01_data.ipynb #c0525bfb

@@ -17,10 +17,8 @@ from io import BytesIO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from kornia.color import rgb_to_grayscale
 from PIL import Image
 from torch import nn
-from torchvision.transforms.v2 import functional as tv
 
 from .data import BadInput, to_uint8
 from .squeeze import BlockDCT, crop_to, pad_to, zigzag
@@ -55,8 +53,9 @@ def gaussian_blur(
     size: int = 3,  # window side, odd
 ) -> torch.Tensor:  # same shape
     "Gaussian blur (equation 1), mirrored edges; torchvision's."
+    from torchvision.transforms.v2.functional import gaussian_blur as blur
     mirrored(x[:1, :1], size)
-    return tv.gaussian_blur(x, [size, size], [sigma, sigma]).clamp(0, 1)
+    return blur(x, [size, size], [sigma, sigma]).clamp(0, 1)
 
 
 @full_precision
@@ -107,6 +106,7 @@ def grayscale(
     x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
 ) -> torch.Tensor:  # (B, 3, H, W), three equal channels
     "Luminance (ITU-R BT.601), repeated over three channels."
+    from kornia.color import rgb_to_grayscale
     return rgb_to_grayscale(x).clamp(0, 1).expand(-1, 3, -1, -1)
 
 

@@ -15,7 +15,6 @@ from urllib.error import URLError
 import torch
 from torch import nn
 from torch.nn.functional import interpolate, one_hot
-from torchvision.models import ResNet18_Weights, resnet18
 from tqdm.auto import tqdm
 from .data import BadInput, to_float
 
@@ -107,6 +106,7 @@ def lite0() -> nn.Module:  # timm's tf_efficientnet_lite0 with its ImageNet weig
 # %% ../nbs/20_features.ipynb #689c0ca2
 def imagenet_resnet18() -> nn.Module:  # torchvision's, from its cache or its server
     "ResNet-18 with ImageNet weights; BadInput when they cannot be had."
+    from torchvision.models import ResNet18_Weights, resnet18
     url = ResNet18_Weights.IMAGENET1K_V1.url
     try:
         weights = torch.hub.load_state_dict_from_url(

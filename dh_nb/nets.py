@@ -10,7 +10,6 @@ __all__ = ['NETS', 'Normalise', 'conv', 'Around', 'Narrow', 'Whiten', 'MatrixCon
 import torch
 from torch import nn
 from torch.nn.functional import conv2d, pad
-from torchvision.models import resnet18
 from .data import BadInput
 
 # %% ../nbs/08_nets.ipynb #1751d918
@@ -186,6 +185,7 @@ def resnet18_32(
     "ResNet-18 as CIFAR papers use it: 3x3 first kernel, no pooling before the stages."
     if width != 64:
         raise BadInput("ResNet-18 comes in width 64 only.")
+    from torchvision.models import resnet18
     body = resnet18(num_classes=classes)
     body.conv1 = nn.Conv2d(3, 64, 3, 1, 1, bias=False)
     body.maxpool = nn.Identity()
