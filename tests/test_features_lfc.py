@@ -13,6 +13,7 @@ from sklearn.metrics import silhouette_score
 from torch import nn
 from torch.nn.functional import interpolate
 from torch.utils.data import DataLoader, TensorDataset
+from torchvision.models import ResNet18_Weights, resnet18
 
 from dh_nb import features as f, lfc as c
 from dh_nb.data import BadInput, photographs, to_float
@@ -134,10 +135,10 @@ def test_resnet18_through_torchvisions_cache(tmp_path, monkeypatch):
         monkeypatch.setattr("urllib.request.urlopen", lambda *a, **k: (_ for _ in ()).throw(f.URLError("no")))
         f.extractor("resnet18")
     assert "\n" not in str(e.value)
-    body = f.resnet18()
+    body = resnet18()
     home = tmp_path / "hub" / "checkpoints"
     home.mkdir(parents=True, exist_ok=True)
-    torch.save(body.state_dict(), home / f.ResNet18_Weights.IMAGENET1K_V1.url.split("/")[-1])
+    torch.save(body.state_dict(), home / ResNet18_Weights.IMAGENET1K_V1.url.split("/")[-1])
     g, x = f.extractor("resnet18", pooled=False), rand(0, 2, 3, 32, 32)
     assert g(x).shape == (2, 512 * 2 * 2)
     inside = nn.Sequential(*list(body.eval().children())[:-2])

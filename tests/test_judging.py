@@ -149,15 +149,15 @@ def test_a_killed_grid_goes_on_where_it_was(tmp_path):
     kid = subprocess.Popen(run, cwd=tmp_path, start_new_session=True,
                            stderr=subprocess.DEVNULL)
     rows, start = tmp_path / "rows", time.time()
-    while len(read(rows)) < 3 and time.time() - start < 200: time.sleep(0.2)
+    while len(read(rows)) < 2 and time.time() - start < 600: time.sleep(0.2)
     os.killpg(kid.pid, signal.SIGKILL)
     kid.wait()
     before = read(rows)
     plan = eval(PLAN)
-    assert 3 <= len(before) < len(plan) and len(missing(plan, before)) == len(plan) - len(before)
+    assert 2 <= len(before) < len(plan) and len(missing(plan, before)) == len(plan) - len(before)
     left = missing(plan, before)
     for c in left[2:]: append(Row(**c, accuracy=1.0), rows)  # two are enough
-    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stdout.strip() == "2", done.stderr[-2000:]
     after = [json.loads(s) for s in (rows / "cells.jsonl").read_text().splitlines()]
     assert len(after) == len(plan) and not missing(plan, after)
