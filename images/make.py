@@ -54,14 +54,15 @@ def hidden():
 def figures(folder=HERE.parent / "results"):
     "The table of README.md, from the rows of the protocol."
     rows = [r for r in read(folder) if r["countermeasure"] == "none"
-            and r["victim"] == "quick" and r["method"] in ("clean", "dh")]
+            and r["victim"] in ("quick", "quick48") and r["method"] in ("clean", "dh")]
     lines = []
-    for dataset, subset in dict.fromkeys((r["dataset"], r["subset"]) for r in rows):
-        group = [r for r in rows if (r["dataset"], r["subset"]) == (dataset, subset)]
+    about = lambda r: (r["dataset"], r["subset"], r["victim"])
+    for dataset, subset, victim in sorted(set(map(about, rows))):
+        group = [r for r in rows if about(r) == (dataset, subset, victim)]
         mean = lambda method, key: torch.tensor(
             [r[key] for r in group if r["method"] == method]).mean().item()
         lines.append({
-            "data": f"{dataset}, {subset}", "seeds": len({r["seed"] for r in group}),
+            "data": f"{dataset}, {subset}", "victim": victim, "seeds": len({r["seed"] for r in group}),
             "trained on originals, %": mean("clean", "accuracy"),
             "trained on protected, %": mean("dh", "accuracy"),
             "worst PSNR, dB": min(r["psnr_min"] for r in group if r["method"] == "dh"),
