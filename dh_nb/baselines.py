@@ -129,10 +129,10 @@ def hide_all(
     db: float = 30.1,  # budget
 ) -> torch.Tensor:  # published pictures, uint8 (N, 3, H, W)
     "Protect a data set in memory as `write_pictures` does on the disk."
-    rows = torch.arange(len(data)).split(256)
-    return torch.cat([protect_batch(hider, data.x[r], dealt(secrets, data.y[r],
-                                                            r.tolist()), db)
-                      for r in rows])
+    def part(rows):
+        secret, of = dealt(secrets, data.y[rows], rows.tolist())
+        return protect_batch(hider, data.x[rows], secret, db, of)
+    return torch.cat([part(rows) for rows in torch.arange(len(data)).split(256)])
 
 
 def bundled_hider(

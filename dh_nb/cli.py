@@ -19,7 +19,6 @@ import torch
 from safetensors import safe_open
 from torch.nn.functional import interpolate
 from .data import BadInput, load_dataset, read_image
-from .demo import hiding_rows, run_demo, sentence
 from .distort import RandomDistortion
 from .features import extractor
 from .hiding import Hider, Preset, preset
@@ -186,6 +185,7 @@ def verify(
     a = p.parse_args(args)
     if a.json and Path(a.json).exists():
         raise BadInput(f"{a.json} exists; choose a new file.")
+    from dh_nb.demo import hiding_rows, sentence
     scores, pairs = verify_folder(a.src, a.dst, a.per_class, a.seed, a.root)
     rows = hiding_rows(a.src, a.dst, scores, pairs, a.seed, a.per_class)
     for row in rows if a.results else ():
@@ -359,5 +359,6 @@ def demo(
                    help="replace an earlier report of this command")
     common(p, "--per-class", "--seed")
     a = p.parse_args(args)
+    from dh_nb.demo import run_demo
     print(run_demo(Path(a.out), a.per_class, a.seed, force=a.force))
     print(f"Open {Path(a.out) / 'report.html'} to see it.")

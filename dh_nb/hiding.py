@@ -61,12 +61,13 @@ class Hider(nn.Module):
         cover: torch.Tensor,  # float in [0, 1], (B, 3, H, W), any size
         secret: torch.Tensor,  # float in [0, 1], (B, 3, h, w)
         rest: bool = True,  # False: compute no z, a good part of the work
+        of: torch.Tensor | slice = slice(None),  # (B,) which secret each cover hides
     ) -> tuple[torch.Tensor, torch.Tensor]:  # stego (B, 3, H, W), z padded or None
         "Stego and rest; the stego is neither clipped nor rounded yet."
         size = cover.shape[-2:]
         if secret.shape[-2:] != size:
             secret = interpolate(secret, size, mode="bilinear", antialias=True)
-        stego, z = self.inn(cover, secret, rest=rest)
+        stego, z = self.inn(cover, secret, rest=rest, of=of)
         return crop_to(stego, size), z
 
     def reveal(

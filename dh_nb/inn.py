@@ -58,16 +58,17 @@ class INN(nn.Module):
         x2: torch.Tensor,  # secret (or z when `rev`), same shape
         rev: bool = False,  # run the inverse
         rest: bool = True,  # False: forwards without z, which is then None
+        of: torch.Tensor | slice = slice(None),  # (B,) which x2 each x1 takes; forwards
     ) -> tuple[torch.Tensor, torch.Tensor]:  # the pair, sizes padded to the multiple
         "(stego, z) of (cover, secret), or the other way round when `rev`."
         pair = [self.split(pad_to(x, self.split.factor)) / self.gain for x in (x1, x2)]
         (u, u_rest), (v, v_rest) = (p.tensor_split([self.width], 1) for p in pair)
-        steps = list(reversed(self.steps) if rev else self.steps)
+        v_rest, steps = v_rest[of], list(reversed(self.steps) if rev else self.steps)
         for step in steps if rest or rev else steps[:-1]:
-            u, v = step(u, v, rev)
+            u, v, of = *step(u, v, rev, of), slice(None)
         join = lambda *p: self.split(torch.cat(p, 1) * self.gain, rev=True)
         if not rest and not rev:
-            return join(steps[-1].first(u, v), u_rest), None
+            return join(steps[-1].first(u, v, of), u_rest), None
         return join(u, u_rest), join(v, v_rest)
 
 # %% ../nbs/11_inn.ipynb #fac1971c

@@ -29,7 +29,6 @@ from .hiding import Hider
 from .quality import linf, psnr, ssim, to_budget
 from .results import revision
 from .semantic import assign, own_pictures, semantic_images
-from .show import picture
 from .training import finetune, fingerprint, load_hider, save_hider
 
 # %% ../nbs/33_protect.ipynb #c5fad7d8
@@ -54,6 +53,7 @@ def protect_batch(
     x8: torch.Tensor,  # covers of one size, uint8 (B, 3, H, W)
     secret: torch.Tensor,  # what each one hides, float in [0, 1], (B, 3, h, w)
     db: float = 30.1,  # budget: PSNR of every picture at least this
+    of: torch.Tensor | slice = slice(None),  # (B,) whose secret is which, when shared
 ) -> torch.Tensor:  # stego as published, uint8 (B, 3, H, W)
     "Hide at the working size, enlarge the change, keep the budget (eq. 1)."
     at = next(hider.parameters()).device
@@ -61,7 +61,7 @@ def protect_batch(
     work = work_size(*native)
     small = x if work == native else interpolate(x, work, mode="area")
     with amp(at):
-        change = hider.hide(small, secret.to(at), False)[0].float() - small
+        change = hider.hide(small, secret.to(at), False, of)[0].float() - small
     if work != native:
         change = interpolate(change, native, mode="bicubic", align_corners=False)
     return to_budget(x8, (x + change).cpu(), db)
@@ -134,9 +134,11 @@ def dealt(
     secrets: torch.Tensor,  # (classes, variants, 3, h, w)
     y: torch.Tensor,  # (B,) labels
     rows: list[int],  # row numbers of the pictures
-) -> torch.Tensor:  # (B, 3, h, w)
-    "The variant that each picture hides: its row number decides."
-    return secrets[y, torch.tensor(rows) % secrets.shape[1]]
+) -> tuple[torch.Tensor, torch.Tensor]:  # (k, 3, h, w); (B,) which of them is whose
+    "What these pictures hide, each secret once: class and row number decide."
+    n = secrets.shape[1]
+    used, of = (y * n + torch.tensor(rows) % n).unique(return_inverse=True)
+    return secrets.flatten(0, 1)[used], of
 
 # %% ../nbs/33_protect.ipynb #ed0b398a
 @dataclass
@@ -198,7 +200,7 @@ def save_png(
     path: Path,  # where to
 ) -> None:
     "One picture as a PNG, the same bytes every time."
-    Image.fromarray(picture(x8)).save(path, compress_level=1)
+    Image.fromarray(x8.permute(1, 2, 0).numpy()).save(path, compress_level=1)
 
 
 def measure(
@@ -267,7 +269,8 @@ def write_pictures(
         (out / "train" / c).mkdir(parents=True)
 
     def one(rows, x8):
-        stego8 = protect_batch(hider, x8, dealt(secrets, source.y[rows], rows), db)
+        secret, of = dealt(secrets, source.y[rows], rows)
+        stego8 = protect_batch(hider, x8, secret, db, of)
         for i, s in zip(rows, stego8):
             save_png(s, out / files[i])
         return zip([files[i] for i in rows], measure(x8, stego8))
@@ -295,7 +298,8 @@ def protect(
     "Protect every picture of `src`: PNGs in class folders and a manifest."
     if not 20 <= db <= 60:
         raise BadInput(f"The budget must lie between 20 and 60 dB, not {db:g}.")
-    dst, hider = Path(dst), load_hider(weights).to(device())
+    hider = load_hider(weights).to(device(), memory_format=torch.channels_last)
+    dst = Path(dst)
     check_target(dst, Path(src) if Path(src).is_dir() else None)
     source = open_source(src, root, per_class, strict)
     secrets, told = hidden_pictures(source.classes, seed=seed, **what)
