@@ -14,7 +14,7 @@ demo: .venv/.package
 	.venv/bin/dh_demo --out demo --force
 
 test: .venv/.dev
-	$(PY) -m pytest tests --durations=5 --cov=dh_nb --cov-config=tests/coverage.ini --cov-fail-under=85
+	$(PY) -m pytest tests -n 2 --dist worksteal --durations=5 --cov=dh_nb --cov-config=tests/coverage.ini --cov-fail-under=85
 
 clean:
 	rm -rf .venv demo
