@@ -18,6 +18,7 @@ class Countermeasure(Adversary):
     kind = "preprocess"  # or purify, augment, train
     setting = ""  # in words, for tables
     source = ""  # who thought of it
+    epochs: int | None = None  # a victim needs under it; None: those of its schedule
 
 
 class Filter(Countermeasure):

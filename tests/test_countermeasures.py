@@ -1,0 +1,126 @@
+"The suite of eighteen: one protocol for all, and each of them what it says."
+import pytest
+import torch
+
+from dh_nb.countermeasures import core, purify
+from dh_nb.countermeasures.adversarial import pgd
+from dh_nb.countermeasures.suite import SUITE, countermeasure, suite
+from dh_nb.data import BadInput, load_dataset, to_float
+from dh_nb.nets import net
+from dh_nb.victim import Adversary, train_victim
+
+CHEAP = {"dvae": dict(passes=1), "diffusion_purify": dict(steps=2),
+         "ueraser_max": dict(draws=2), "adversarial_training": dict(steps=1)}
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_dataset(per_class=6)
+
+
+def cheap(name): return countermeasure(name, **CHEAP.get(name, {}))
+
+
+# ---- one protocol ----
+
+@pytest.mark.parametrize("name", suite())
+def test_one_protocol(name, data):
+    foe, again = cheap(name), cheap(name)
+    assert isinstance(foe, Adversary) and foe.kind in ("augment", "preprocess", "train", "purify")
+    assert foe.setting and foe.source
+    before = data.x.clone()
+    files = foe.files(data.x, data.y, 3)
+    assert files.dtype == torch.uint8 and files.shape == data.x.shape
+    assert torch.equal(data.x, before)  # nobody's files are changed in place
+    assert torch.equal(files, again.files(data.x, data.y, 3))
+    assert torch.equal(files, data.x) == (foe.kind in ("augment", "train"))
+    seen = [f.batch(to_float(files[:16]), data.y[:16], torch.Generator().manual_seed(5))
+            for f in (foe, again)]
+    assert torch.equal(seen[0][0], seen[1][0]) and torch.equal(seen[0][1], seen[1][1])
+    assert seen[0][0].shape == (16, 3, 32, 32)
+    assert 0 <= seen[0][0].min() and seen[0][0].max() <= 1
+
+
+@pytest.mark.parametrize("name", suite())
+def test_a_victim_trains_under_it(name, data):
+    score = train_victim(data.x, data.y, data.x, data.y, epochs=1, batch=30,
+                         adversary=cheap(name))
+    assert 0 <= score.accuracy <= 100
+
+
+def test_names():
+    assert len(SUITE) == 18 and "none" not in SUITE
+    assert type(countermeasure("none")) is core.Countermeasure
+    with pytest.raises(BadInput, match="choose one of none, cutout"): countermeasure("magic")
+
+
+@pytest.mark.parametrize("size", [(30, 41), (64, 64)])
+@pytest.mark.parametrize("name", [n for n in suite() if SUITE[n].kind in ("preprocess", "purify")])
+def test_any_size(name, size):
+    x8 = torch.randint(0, 256, (8, 3, *size), dtype=torch.uint8)
+    assert cheap(name).files(x8, torch.arange(8) % 2).shape == x8.shape
+
+
+# ---- adversarial examples ----
+
+def test_pgd_is_that_of_torchattacks(data):
+    attacks = pytest.importorskip("torchattacks")
+    model, x = net("narrow").eval(), to_float(data.x)
+    torch.manual_seed(1)
+    mine = pgd(model, x, data.y, steps=4)
+    torch.manual_seed(1)
+    theirs = attacks.PGD(model, eps=8 / 255, alpha=2 / 255, steps=4)(x, data.y)
+    torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-6)
+
+
+# ---- purifiers ----
+
+def test_nothing_is_left_along_the_projected_directions(data):
+    x = to_float(data.x) - 0.5
+    w = purify.fit_linear(x, data.y)
+    left = purify.project_out(x, w).flatten(1) @ torch.linalg.qr(w)[0]
+    assert left.abs().max() < 1e-5
+
+
+def test_a_linear_fit_separates_what_a_line_can():
+    y = torch.arange(60) % 3
+    x = torch.rand(60, 3, 4, 4) * 0.1
+    x[torch.arange(60), y, 0, 0] += 0.5
+    w = purify.fit_linear(x, y)
+    assert torch.equal((x.flatten(1) @ w).argmax(1), y)
+
+
+def test_any_pipeline_of_pixels(tmp_path, data):
+    from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+    torch.manual_seed(0)
+    unet = UNet2DModel(sample_size=32, block_out_channels=(8, 16), norm_num_groups=8,
+                       down_block_types=("DownBlock2D",) * 2, layers_per_block=1,
+                       up_block_types=("UpBlock2D",) * 2, add_attention=False)
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "mine")
+    foe = countermeasure("diffusion_purify", pipeline=str(tmp_path / "mine"), steps=2)
+    assert foe.files(data.x[:4], data.y[:4]).shape == (4, 3, 32, 32)
+    ours = countermeasure("diffusion_purify", steps=2).files(data.x[:4], data.y[:4])
+    assert not torch.equal(ours, foe.files(data.x[:4], data.y[:4]))
+
+
+@pytest.mark.parametrize("what", ["nowhere", "empty", "latent"])
+def test_no_pipeline(what, tmp_path, data):
+    place = tmp_path / what
+    if what == "empty": place.mkdir()
+    if what == "latent":
+        from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+        unet = UNet2DModel(sample_size=8, in_channels=4, out_channels=4,
+                           block_out_channels=(8,), down_block_types=("DownBlock2D",),
+                           up_block_types=("UpBlock2D",), norm_num_groups=8)
+        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(place)
+    with pytest.raises(BadInput) as e:
+        countermeasure("diffusion_purify", pipeline=str(place)).files(data.x, data.y)
+    assert "\n" not in str(e.value)
+
+
+def test_the_shipped_denoiser_takes_noise_away(data):
+    x = to_float(load_dataset(split="test").x[:20])
+    noisy = (x + 0.08 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+    clean = purify.denoise(purify.load_denoiser(), noisy.clamp(0, 1), 60, 4).clamp(0, 1)
+    error = lambda y: (y - x).square().mean().item()
+    assert error(clean) < error(noisy)
