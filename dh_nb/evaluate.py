@@ -377,7 +377,7 @@ class OnRay(Here):
 
     def __init__(
         self,
-        address: str,  # of the cluster, such as 10.0.0.1:6379, or auto
+        address: str,  # of the cluster, such as 10.0.0.1:6379
     ):
         try: import ray
         except ImportError:
@@ -386,8 +386,7 @@ class OnRay(Here):
         self.ray, self.remote = ray, cache(ray.remote)
         try:
             host, _, port = address.removeprefix("ray://").rpartition(":")
-            if address != "auto":  # Ray itself would try for minutes
-                create_connection((host, int(port)), 5).close()
+            create_connection((host, int(port)), 5).close()  # Ray tries for minutes
             ray.init(address, log_to_driver=False, logging_level="ERROR",
                      ignore_reinit_error=True)
         except (OSError, OverflowError, RuntimeError, ValueError):

@@ -269,7 +269,6 @@ def test_shares_keep_pictures_together_and_leave_nobody_idle():
 
 RAY = """
 import ray, sys
-from pathlib import Path
 from ray.cluster_utils import Cluster
 from dh_nb import evaluate as e
 from dh_nb.results import read
@@ -277,16 +276,25 @@ cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
 cluster.add_node(num_cpus=1)
 plan = e.plan_cells("embedded", ["clean", f"files:{sys.argv[1]}"], ["none", "jpeg"])
 done = e.run(plan, "rows", ray=cluster.address)
-nodes = {t["node_id"] for t in __import__("ray.util.state", fromlist=["x"]).list_tasks(
-    address=cluster.address) if t["name"] == "trained"} if "-v" in sys.argv else set()
-assert e.OnRay(cluster.address).size == 2
-try:
-    e.OnRay(cluster.address).get(e.OnRay(cluster.address).send(e.mark, "nowhere"))
+at = e.OnRay(cluster.address)
+assert at.size == 2
+try: at.get(at.send(e.mark, "nowhere"))
 except e.BadInput as error:
     print("told:", error)
 ray.shutdown(); cluster.shutdown()
 print(done, len(read("rows")))
 """
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "a:b", "127.0.0.1:99999", "auto"])
+def test_a_cluster_that_is_not_there(address):
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    with pytest.raises(BadInput, match="No Ray cluster answers"): e.OnRay(address)
+
+
+def test_without_ray_the_bench_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(BadInput, match=r"dh_nb\[ray\]"): e.OnRay("auto")
 
 
 def test_a_cluster_of_two_nodes_does_the_work(theirs, tmp_path):
