@@ -132,9 +132,11 @@ def plan_cells(
     ratios: list[float] | None = None,  # shares that are protected; None: all of it
 ) -> list[dict]:  # cells, in the order of the work
     "Every cell of a table."
-    first = [cell(dataset, m, a, 0, victim, scale, r) for m in methods
-             for r in (ratios or [1.0] if m != "clean" else [1.0]) for a in after]
-    return [dict(c, seed=s) for s, c in product(range(seeds), first)]
+    for a in after: known("clean", a, victim, 1.0)
+    first = [cell(dataset, m, "none", 0, victim, scale, r) for m in methods
+             for r in (ratios or [1.0] if m != "clean" else [1.0])]
+    return [dict(c, countermeasure=a, seed=s)
+            for s, c, a in product(range(seeds), first, after)]
 
 # %% ../nbs/61_evaluate.ipynb #c90887fb
 def from_folder(
