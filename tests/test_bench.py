@@ -9,7 +9,7 @@ import torch
 
 from dh_nb import cli, evaluate as e, scorecard as s
 from dh_nb.countermeasures.suite import FLOORS, countermeasure, suite
-from dh_nb.data import BadInput, load_dataset
+from dh_nb.data import BadInput, load_dataset, read_image
 from dh_nb.distort import gaussian_blur, grayscale, jpeg
 from dh_nb.lfc import damaged
 from dh_nb.nets import NETS
@@ -110,8 +110,12 @@ def test_files_are_treated_at_their_published_size(short, monkeypatch):
 
 def test_a_folder_is_judged_as_the_method_that_made_it(theirs, data, tmp_path):
     given = e.from_folder(theirs, data)
+    for i in range(0, 200, 7):
+        name = f"{data.classes[int(data.y[i])]}/{data.names[i]}.png"
+        assert torch.equal(given[i], read_image(theirs / "train" / name))
     as_dh = e.publish_as("dh", e.open_task("embedded", 20, 40), 0)
-    assert torch.equal(given, as_dh)
+    apart = (given.float() - as_dh.float()).abs()  # batches of other sizes round otherwise
+    assert apart.max() <= 2 and apart.mean() < 0.01
     plain = tmp_path / "plain"  # class folders alone, without a manifest
     shutil.copytree(theirs / "train", plain)
     assert torch.equal(e.from_folder(plain, data), given)
