@@ -6,9 +6,9 @@ from setuptools import find_packages, setup
 ini = ConfigParser(delimiters=["="])
 ini.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 cfg = ini["DEFAULT"]
-kinds = ("lab", "features", "diffusion", "ray", "dev")
+kinds = ("lab", "features", "diffusion", "bench", "ray", "dev")
 extras = {k: cfg[f"{k}_requirements"].split() for k in kinds}
-extras["dev"] += extras["lab"] + extras["features"] + extras["diffusion"] + extras["ray"]
+extras["dev"] += [r for k in kinds[:-1] for r in extras[k]]
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
     author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"],
