@@ -14,7 +14,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 import torch
 from tqdm.auto import tqdm
-from .baselines import METHODS, open_task, publish_as
+from .baselines import METHODS, RIVALS, open_task, publish_as
 from .data import BadInput, load_dataset
 from .distort import gaussian_blur, grayscale, jpeg
 from .lfc import damaged
@@ -47,7 +47,7 @@ def cell(
                 countermeasure=countermeasure, seed=seed)
 
 
-CONTROLS = {"clean", "alpha blend", "class DCT"}  # no hider in them
+CONTROLS = {"clean", "alpha blend", "class DCT", *RIVALS}  # no hider in them
 
 # %% ../nbs/61_evaluate.ipynb #f7b9bd67
 def shrunk(
