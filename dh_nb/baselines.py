@@ -27,7 +27,8 @@ from .quality import to_budget
 from .semantic import semantic_images
 from .squeeze import BlockDCT, crop_to, pad_to
 from .training import finetune, load_hider
-from .victim import crop_flip, fresh, optimisers, pad_store, peek, step
+from .victim import (crop_flip, fresh, optimisers, pad_store, peek, schedule,
+                          step)
 
 # %% ../nbs/60_baselines.ipynb #fab69bae
 @dataclass
@@ -234,9 +235,10 @@ def teach(
 ) -> None:
     "Some steps of a victim, on the noised pictures: the outer minimum of eq. 3."
     store, at = pad_store(files), next(model.parameters()).device
+    batch = schedule(len(y))["batch"]
     model.train()
     for _ in range(steps):
-        index = torch.randperm(len(y), generator=g)[:192]
+        index = torch.randperm(len(y), generator=g)[:batch]
         x = crop_flip(store, index, g).to(at)
         loss = cross_entropy(model(x), y[index].to(at), label_smoothing=0.1)
         step(loss, plans)
