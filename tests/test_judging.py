@@ -167,11 +167,14 @@ def test_em_stays_in_the_ball_and_lowers_the_loss():
         model(b.noised(x, d, of).float() / 255), y).item()
     for of in (torch.arange(30), y):  # a noise a picture, a noise a class
         start = torch.zeros(int(of.max()) + 1, 3, 32, 32, dtype=torch.int8)
-        before, d = start.clone(), start
+        before, falls = start.clone(), [loss(start, of)]
         for eps in (2, 8):
             d = b.descend(model, x, y, start, of, 10, eps)
             assert d.dtype == torch.int8 and d.abs().max() == eps
-            assert loss(d, of) < 0.9 * loss(start, of)
+            falls.append(loss(d, of))
+        assert falls[0] > falls[1] > falls[2]  # the wider the ball, the lower
+        dice = (8 * torch.randn(start.shape).sign()).to(torch.int8)
+        assert falls[2] < loss(dice, of)  # and lower than noise of the same size
         assert torch.equal(start, before)  # not written into
     assert b.noised(x, torch.full((1, 3, 32, 32), 8, dtype=torch.int8),
                     torch.zeros(30, dtype=int)).max() == 255  # clipped, not wrapped
