@@ -80,8 +80,14 @@ def test_every_method_keeps_the_budget_and_its_bytes(name, task):
     out = cheap(name, task, 1)
     assert out.dtype == torch.uint8 and out.shape == task.data.x.shape
     if name == "clean": assert torch.equal(out, task.data.x); return
-    assert quality_table(task.data.x, out)["psnr_min"] >= 30.1
+    if not name.endswith(", native"):  # these have the size of their papers
+        assert quality_table(task.data.x, out)["psnr_min"] >= 30.1
     assert torch.equal(out, cheap(name, task, 1))
+
+
+def test_rivals_have_no_hider():
+    for name in b.RIVALS: assert e.cell("embedded", name, "none", 0)["preset"] == ""
+    assert e.cell("embedded", "dh", "none", 0)["preset"] == "fast"
 
 
 def test_a_method_says_who_it_is_not():
@@ -116,6 +122,125 @@ def test_photographs_differ_from_class_to_class():
     x = b.crops(10, 0).flatten(1)
     assert torch.cdist(x, x).fill_diagonal_(9).min() > 1
     assert not torch.equal(x, b.crops(10, 1).flatten(1))
+
+
+# ---- published rivals ----
+
+def plain_task(classes=10, each=3, size=32, level=128):
+    "Pictures of one grey, so that a file shows the change and nothing else."
+    names, y = [f"c{i}" for i in range(classes)], torch.arange(classes).repeat(each)
+    x = torch.full((len(y), 3, size, size), level, dtype=torch.uint8)
+    data = ImageSet(x, y, names, ["x"] * len(y))
+    return b.Task(data, data)
+
+
+@pytest.mark.parametrize("name", list(b.RIVALS))
+def test_rivals_take_any_side_and_any_classes(name):
+    some = plain_task(21, 2, 40)
+    some.data.x.copy_(torch.randint(0, 256, some.data.x.shape, dtype=torch.uint8))
+    out = b.METHODS[name](some, 0)
+    assert out.shape == some.data.x.shape and (out != some.data.x).any()
+
+
+def test_native_sizes_are_those_of_the_papers(task):
+    change = {n: (b.METHODS[f"{n}, native"](plain_task(), 0).float() - 128) / 255
+              for n in ("class noise", "LSP", "AR")}
+    length = {n: r.flatten(1).norm(dim=1) for n, r in change.items()}
+    assert (change["class noise"].abs() * 255 == 8).all()
+    assert (length["LSP"] - 1.304).abs().max() < 0.02
+    assert (length["AR"] - 1).abs().max() < 0.02
+    easy = b.em(task, 0, native=True).int() - task.data.x.int()
+    assert easy.abs().max() == 8
+
+
+def test_class_noise_is_one_field_a_class():
+    r = b.class_noise(plain_task(), 0, native=True).view(3, 10, -1)
+    assert torch.equal(r[0], r[1]) and torch.equal(r[0], r[2])
+    assert len({bytes(x.numpy()) for x in r[0]}) == 10
+
+
+def test_em_stays_in_the_ball_and_lowers_the_loss():
+    torch.manual_seed(0)
+    x = torch.randint(0, 256, (30, 3, 32, 32), dtype=torch.uint8)
+    y, model = torch.arange(30) % 10, b.fresh("quick", 10, x).eval()
+    loss = lambda d, of: torch.nn.functional.cross_entropy(
+        model(b.noised(x, d, of).float() / 255), y).item()
+    for of in (torch.arange(30), y):  # a noise a picture, a noise a class
+        start = torch.zeros(int(of.max()) + 1, 3, 32, 32, dtype=torch.int8)
+        before, falls = start.clone(), [loss(start, of)]
+        for eps in (2, 8):
+            d = b.descend(model, x, y, start, of, 10, eps)
+            assert d.dtype == torch.int8 and d.abs().max() == eps
+            falls.append(loss(d, of))
+        assert falls[0] > falls[1] > falls[2]  # the wider the ball, the lower
+        dice = (8 * torch.randn(start.shape).sign()).to(torch.int8)
+        assert falls[2] < loss(dice, of)  # and lower than noise of the same size
+        assert torch.equal(start, before)  # not written into
+    assert b.noised(x, torch.full((1, 3, 32, 32), 8, dtype=torch.int8),
+                    torch.zeros(30, dtype=int)).max() == 255  # clipped, not wrapped
+
+
+def test_em_ends_with_a_surrogate_that_is_right(task, monkeypatch):
+    seen = []
+    spy = lambda *a, **k: seen.append(peek(*a, **k)) or seen[-1]
+    peek = b.peek
+    monkeypatch.setattr(b, "peek", spy)
+    noise, of = b.error_minimising(task.data, 0)
+    assert seen[-1] >= 99 and noise.shape == task.data.x.shape
+    shared, of = b.error_minimising(task.data, 0, by_class=True)
+    assert shared.shape == (10, 3, 32, 32) and torch.equal(of, task.data.y)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 100])
+def test_lsp_can_be_told_apart_by_a_linear_softmax(classes):
+    from sklearn.linear_model import LogisticRegression
+    y = torch.arange(classes).repeat(10)
+    points = b.separable(y, classes, 0).flatten(1)
+    linear = LogisticRegression(C=1e3, max_iter=500).fit(points.numpy(), y.numpy())
+    assert linear.score(points.numpy(), y.numpy()) == 1
+    torch.testing.assert_close(points.square().mean(1), torch.ones(len(y)))
+    assert not torch.equal(points, b.separable(y, classes, 1).flatten(1))
+
+
+def test_lsp_takes_classes_of_different_sizes():
+    y = torch.tensor([0] * 9 + [1] * 2 + [2] * 5)
+    assert b.separable(y, 3, 0).isfinite().all()
+
+
+def test_ar_obeys_its_rule_in_every_window():
+    g = torch.Generator().manual_seed(3)
+    beta = b.mixtures(30, (32, 32), g)
+    x = b.texture(beta.view(10, 3, 8), (32, 32), g)
+    kernel = torch.cat([beta, -torch.ones(30, 1)], 1).view(30, 1, 3, 3)
+    answer = torch.nn.functional.conv2d(x.view(1, 30, 32, 32), kernel, groups=30)
+    assert answer.abs().amax((2, 3)).div(x.abs().amax((2, 3)).view(1, 30)).max() < 1e-4
+    other = torch.nn.functional.conv2d(x.view(1, 30, 32, 32), kernel.roll(3, 0), groups=30)
+    assert other.abs().mean() > 0.1 * x.abs().mean()  # another class's rule is broken
+    power = torch.nn.functional.adaptive_avg_pool2d(x.square(), 2).flatten(2)
+    assert (power.amax(2) / power.amin(2)).median() < 9
+
+
+def test_ops_writes_one_pixel_a_class_and_each_class_its_own(task):
+    for some in (task, plain_task(level=100)):
+        out, data = b.ops(some, 0), some.data
+        hit, marks = (out != data.x).any(1), set()
+        for c in range(10):
+            mine = data.y == c
+            assert hit[mine].any(0).sum() == 1
+            row, col = hit[mine].any(0).nonzero()[0].tolist()
+            colour = out[mine][:, :, row, col].unique(dim=0)
+            assert len(colour) == 1 and set(colour.unique().tolist()) <= {0, 255}
+            marks.add((row, col, *colour[0].tolist()))
+        assert len(marks) == 10
+        assert torch.equal(out, b.ops(some, 5, native=True))  # nothing to scale, no dice
+
+
+def test_ops_prefers_far_and_even():
+    x = torch.full((50, 3, 8, 8), 0.5)
+    x += 0.3 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    x[:, :, 2, 3] = 0.5  # even, but not far
+    x[:, :, 5, 6] = torch.tensor([0.0, 1.0, 0.0])  # even, and far from (1, 0, 1)
+    assert b.one_pixel(x, set()) == (b.CORNERS.index((1.0, 0.0, 1.0)), 5 * 8 + 6)
 
 
 # ---- cells and grids ----
