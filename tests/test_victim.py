@@ -127,6 +127,8 @@ from dh_nb.data import load_dataset
 from dh_nb.victim import Adversary, Team, train_victim
 
 class Watch(Adversary):
+    model = torch.nn.Identity()  # where nothing is left to train
+
     def loss(self, model, x, y, done=0.0):
         self.model = model
         return super().loss(model, x, y, done)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHIPPED', 'fit_linear', 'project_out', 'OrthogonalProjection', 'small_pipeline', 'bands', 'noise_loss',
            'train_denoiser', 'denoise', 'load_denoiser', 'DiffusionPurify', 'save_denoiser', 'DVAE', 'fit_dvae',
-           'DVAEPurify']
+           'subtract', 'DVAEPurify']
 
 # %% ../../nbs/54_countermeasures.purify.ipynb #8397dd9a
 import json
@@ -280,6 +280,20 @@ def fit_dvae(
     return model.eval()
 
 
+@torch.no_grad()
+def subtract(
+    model: DVAE,  # fitted
+    x8: torch.Tensor,  # what it was fitted to, uint8 (N, 3, H, W)
+    y: torch.Tensor,  # (N,) labels
+) -> torch.Tensor:  # uint8, same shape
+    "Pictures without what their class predicts."
+    def part(x, label):
+        extra = model(pad_to(x, 4), label)[1]
+        return to_uint8((x - crop_to(extra, x.shape[-2:])).cpu())
+    return torch.cat([part(to_float(p).to(device()), label.to(device()))
+                      for p, label in zip(x8.split(250), y.split(250))])
+
+
 class DVAEPurify(Countermeasure):
     "What an autoencoder can predict from the class is subtracted."
 
@@ -294,7 +308,6 @@ class DVAEPurify(Countermeasure):
         words = " and ".join(f"{r:g}" for r in rates)
         self.setting = f"{words} nats, {passes} passes"
 
-    @torch.no_grad()
     def files(
         self,
         x8: torch.Tensor,  # as published, uint8 (N, 3, H, W)
@@ -303,11 +316,6 @@ class DVAEPurify(Countermeasure):
     ) -> torch.Tensor:  # uint8, same shape
         "Fit, subtract, and once more for every further rate."
         for rate in self.rates:
-            with torch.enable_grad():
-                model = fit_dvae(pad_to(x8, 4), y, rate, self.passes, seed=seed)
-            part = lambda x, label: x - model(pad_to(x, 4), label)[1][
-                ..., :x.shape[-2], :x.shape[-1]]
-            x8 = torch.cat([to_uint8(part(to_float(p).to(device()),
-                                          label.to(device())).cpu())
-                            for p, label in zip(x8.split(250), y.split(250))])
+            model = fit_dvae(pad_to(x8, 4), y, rate, self.passes, seed=seed)
+            x8 = subtract(model, x8, y)
         return x8
