@@ -487,9 +487,9 @@ def pair_up(
 
 def schedule(
     n: int,  # training images
-) -> dict[str, int]:  # epochs (7 to 40) and batch (25 to 192) for `train_victim`
+) -> dict[str, int]:  # epochs (7 to 30) and batch (25 to 192) for `train_victim`
     "More passes and smaller batches for few images, so that they get enough steps."
-    return dict(epochs=min(40, max(7, 70_000 // n)), batch=min(192, max(25, n // 16)))
+    return dict(epochs=min(30, max(7, 40_000 // n)), batch=min(192, max(25, n // 16)))
 
 
 def verify(

@@ -247,7 +247,7 @@ def test_ops_prefers_far_and_even():
 
 def test_a_victim_of_a_grid_is_the_victim_of_the_command():
     assert schedule(10_000) == dict(epochs=7, batch=192)
-    assert schedule(10) == dict(epochs=40, batch=25)
+    assert schedule(10) == dict(epochs=30, batch=25)
     data, test = load_dataset(per_class=20), load_dataset(split="test")
     seen = train_victim(data.x, data.y, test.x, test.y, epochs=2, batch=50, every=1)
     assert [at for at, _ in seen.history] == [1, 2]
