@@ -16,7 +16,7 @@ setup(
     long_description=Path("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["dh_nb", "dh_nb.*"]),
-    package_data={"dh_nb": ["data/*", "data/*/*"]}, python_requires=">=" + cfg["min_python"],
+    package_data={"dh_nb": ["data/*", "data/*/*", "data/*/*/*"]}, python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(), extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split(),
                   "nbdev": ["dh_nb=dh_nb._modidx:d"]},

@@ -44,5 +44,5 @@ def countermeasure(
     return SUITE.get(name, Countermeasure)(**settings)
 
 # %% ../../nbs/55_countermeasures.suite.ipynb #d7a124b5
-FLOORS = {  # clean accuracy in percent on CIFAR-10, scale small
+FLOORS: dict[str, float] = {  # clean accuracy in percent on CIFAR-10, scale small
     "none": 75, "grayscale": 70, "jpeg": 65, "adversarial_training": 38}
