@@ -8,7 +8,6 @@ __all__ = ['SHIPPED', 'fit_linear', 'project_out', 'OrthogonalProjection', 'smal
            'subtract', 'DVAEPurify']
 
 # %% ../../nbs/54_countermeasures.purify.ipynb #8397dd9a
-import json
 import math
 from functools import cache
 from importlib.resources import files
