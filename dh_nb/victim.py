@@ -106,6 +106,7 @@ def optimisers(
     matrices = [m.weight for m in model.modules() if isinstance(m, MatrixConv)]
     known = {id(p) for p in matrices}
     rest = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    steps = max(steps, 5)  # a cycle needs room to rise
     sgd = torch.optim.SGD(rest, lr, momentum=0.9, weight_decay=decay, nesterov=True)
     plan = torch.optim.lr_scheduler.OneCycleLR(sgd, lr, steps, pct_start=0.25)
     if not matrices:
