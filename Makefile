@@ -28,4 +28,5 @@ clean:
 
 .venv/.dev: $(FACTS) | .venv/bin/pip
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps torchattacks==3.5.1  # it pins old versions of what it does not need
 	touch .venv/.package $@

@@ -47,8 +47,8 @@ def project_out(
     w: torch.Tensor,  # (3 * H * W, classes), directions to be removed
 ) -> torch.Tensor:  # same shape as x
     "What is left of pictures outside the span of some directions (eq. 1)."
-    q, flat = torch.linalg.qr(w)[0], x.flatten(1)
-    return (flat - flat @ q @ q.T).view_as(x)
+    q, flat = torch.linalg.qr(w.double())[0], x.flatten(1).double()
+    return (flat - flat @ q @ q.T).view_as(x).to(x.dtype)
 
 
 class OrthogonalProjection(Countermeasure):
