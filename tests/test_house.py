@@ -115,8 +115,9 @@ BAD = {
         outputs({"name": "stderr", "text": "x"}),
         outputs({"data": {"application/vnd.jupyter.widget-view+json": {}}})],
     "small": [heavy()],
-    "no_home": [more("See `/home/ann/pictures`."), more("Kept in /work/main."),
-                more("import os\nos.stat('/root/x')"),
+    "no_home": [more("See `/home/ann/pictures`."),
+                *(more(f"{how}('/{top}/x')") for top in ("root", "work")
+                  for how in ("Kept in ", "import os\nos.stat")),
                 outputs({"text": "saved to /Users/ann/x.png"})],
     "directives": [more("#| exports\n1"), more("#| eval:true\n1"),
                    more("#| export data\n1"), more("assert True\n#| slow")],
