@@ -21,7 +21,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import sha256
-from inspect import signature
 from itertools import product
 from pathlib import Path
 from socket import create_connection
@@ -267,12 +266,10 @@ def trained(
     start, foe, x8 = time.time(), countermeasure(c["countermeasure"]), files.x8
     extra = {k: v for k, v in c["extra"].items() if k != "folder"}
     extra |= files.card.get("extra", {})
-    extra |= dict(setting=foe.setting) if getattr(foe, "setting", "") else {}
-    how = schedule(len(x8))
-    how["epochs"] = getattr(foe, "epochs", None) or how["epochs"]
-    if keep and "keep" in signature(train_victim).parameters:
-        how["keep"] = keep  # the one place that knows about unfinished trainings
-    if getattr(foe, "kind", "") == "preprocess":
+    extra |= dict(setting=foe.setting) if foe.setting else {}
+    how = schedule(len(x8)) | dict(keep=keep)
+    how["epochs"] = foe.epochs or how["epochs"]
+    if foe.kind == "preprocess":
         x8, foe = foe.files(x8, files.y, c["seed"]), None
     score = train_victim(shrunk(x8), files.y, files.x_test, files.y_test, c["victim"],
                          seed=c["seed"], adversary=foe, **how)
@@ -306,7 +303,7 @@ def claimed(
             return
         yield bool(missing([c], read(results)))
         if not missing([c], read(results)):
-            for old in (path, path.with_suffix(".pt")):
+            for old in (path, path.with_suffix(".safetensors")):
                 old.unlink(missing_ok=True)
 
 # %% ../nbs/61_evaluate.ipynb #fca71d0e
@@ -343,7 +340,7 @@ def judge(
             if not ours: continue
             if files is None:
                 files = at.send(published, c, *opened(c))
-            keep = cell_file(c, results).with_suffix(".pt") if at.keeps else None
+            keep = cell_file(c, results).with_suffix(".safetensors") if at.keeps else None
             rows.append(at.get(at.send(trained, c, files, keep)))
             append(rows[-1], results)
     return rows

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from tqdm.auto import tqdm
-from .core import Countermeasure
+from .core import Countermeasure, Filter
 from ..data import BadInput, device, to_float, to_uint8
 from ..nets import Around, conv
 from ..squeeze import Haar, crop_to, pad_to
@@ -70,11 +70,7 @@ class OrthogonalProjection(Countermeasure):
 # %% ../../nbs/54_countermeasures.purify.ipynb #9c5d1ed4
 def small_pipeline() -> object:  # a diffusers.DDIMPipeline
     "A pipeline with a new U-Net of 1.9 million weights on twelve Haar bands."
-    try:
-        from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-    except ImportError:
-        raise BadInput("Diffusion models need some more packages: "
-                       'pip install "dh_nb[diffusion]".') from None
+    from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
     unet = UNet2DModel(
         sample_size=16, in_channels=12, out_channels=12, layers_per_block=1,
         block_out_channels=(48, 64, 96), down_block_types=("DownBlock2D",) * 3,
@@ -140,17 +136,15 @@ def denoise(
     x: torch.Tensor,  # pictures in [0, 1], (B, 3, H, W)
     start: int = 100,  # time to which noise is added, of a thousand
     steps: int = 5,  # of the way back
-    seed: int = 0,  # of the noise
 ) -> torch.Tensor:  # (B, 3, H, W), not clipped
-    "Add noise up to a time and walk back to zero (eq. 2)."
+    "Add noise up to a time and walk back to zero (eq. 2); torch's own seed decides."
     from diffusers import DDIMScheduler
-    plan, g = DDIMScheduler.from_config(pipe.scheduler.config), torch.Generator()
+    plan = DDIMScheduler.from_config(pipe.scheduler.config)
     plan.set_timesteps(plan.config.num_train_timesteps * steps // start)
     times, split = plan.timesteps[plan.timesteps < start], bands(pipe)
     deep = split.factor * 2 ** (len(pipe.unet.config.block_out_channels) - 1)
     z = split(pad_to(2 * x - 1, deep))
-    noise = torch.randn(z.shape, generator=g.manual_seed(seed)).to(x.device)
-    z = plan.add_noise(z, noise, times[:1])
+    z = plan.add_noise(z, torch.randn(z.shape).to(x.device), times[:1])
     for t in times:
         guess = pipe.unet(z.contiguous(memory_format=torch.channels_last), t).sample
         z = plan.step(guess, t, z).prev_sample
@@ -165,8 +159,11 @@ def load_denoiser(
     where: str | Path | None = None,  # a folder or hub name; None: the one that ships
 ) -> object:  # a diffusers pipeline, in eval mode on the device
     "A pipeline with a U-Net; BadInput when it cannot be loaded."
-    small_pipeline()  # says so where diffusers is missing
-    from diffusers import DiffusionPipeline
+    try:
+        from diffusers import DiffusionPipeline
+    except ImportError:
+        raise BadInput("Diffusion models need some more packages: "
+                       'pip install "dh_nb[diffusion]".') from None
     place = str(where or SHIPPED)
     try:
         pipe = DiffusionPipeline.from_pretrained(
@@ -179,7 +176,7 @@ def load_denoiser(
     return pipe
 
 
-class DiffusionPurify(Countermeasure):
+class DiffusionPurify(Filter):
     "Noise up to a time, and back with a diffusion model."
 
     kind, source = "purify", "Dolatabadi et al. (AVATAR), arXiv 2303.08500"
@@ -193,18 +190,12 @@ class DiffusionPurify(Countermeasure):
         self.pipeline, self.how = pipeline, dict(start=start, steps=steps)
         self.setting = f"t = {start} of 1000, {steps} steps"
 
-    def files(
+    def operation(
         self,
-        x8: torch.Tensor,  # as published, uint8 (N, 3, H, W)
-        y: torch.Tensor,  # (N,) labels, not looked at
-        seed: int = 0,  # of the noise
-    ) -> torch.Tensor:  # uint8, same shape
-        "Every picture washed, in parts."
-        pipe = load_denoiser(self.pipeline)
-        part = lambda k, p: denoise(pipe, to_float(p).to(device()), **self.how,
-                                    seed=seed + k).cpu()
-        return torch.cat([to_uint8(part(1000 * k, p))
-                          for k, p in enumerate(x8.split(250))])
+        x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+    ) -> torch.Tensor:  # same shape
+        "Wash (eq. 2)."
+        return denoise(load_denoiser(self.pipeline), x.to(device()), **self.how).cpu()
 
 # %% ../../nbs/54_countermeasures.purify.ipynb #4da5585f
 def save_denoiser(
