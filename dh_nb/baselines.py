@@ -25,7 +25,7 @@ from .lfc import Concentration
 from .protect import WORK, dealt, hidden_pictures, protect_batch
 from .quality import to_budget
 from .semantic import semantic_images
-from .squeeze import BlockDCT, crop_to, pad_to
+from .squeeze import BlockDCT
 from .training import finetune, load_hider
 from .victim import (crop_flip, fresh, optimisers, pad_store, peek, schedule,
                           step)

@@ -340,7 +340,8 @@ def judge(
             if not ours: continue
             if files is None:
                 files = at.send(published, c, *opened(c))
-            keep = cell_file(c, results).with_suffix(".safetensors") if at.keeps else None
+            state = cell_file(c, results).with_suffix(".safetensors")
+            keep = state if at.keeps else None
             rows.append(at.get(at.send(trained, c, files, keep)))
             append(rows[-1], results)
     return rows

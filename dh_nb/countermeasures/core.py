@@ -6,7 +6,6 @@
 __all__ = ['Countermeasure', 'Filter', 'recovery']
 
 # %% ../../nbs/50_countermeasures.core.ipynb #76d468cd
-from collections.abc import Callable
 import torch
 from ..data import to_float, to_uint8
 from ..victim import Adversary
