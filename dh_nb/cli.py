@@ -6,7 +6,7 @@
 __all__ = ['OPTIONS', 'BENCH_OPTIONS', 'PLAN', 'BENCH', 'Parser', 'parser', 'command', 'complain', 'positive', 'common',
            'choices', 'protect', 'keygen', 'verify', 'read_manifest', 'nearest', 'reveal', 'loss_weight',
            'training_options', 'header_notes', 'train', 'fifties', 'universal_hider', 'demo', 'listed', 'ratios',
-           'bench_plan', 'bench_run', 'bench_status', 'bench_table', 'bench']
+           'seconds', 'bench_dataset', 'bench_plan', 'bench_run', 'bench_status', 'bench_table', 'bench_speed', 'bench']
 
 # %% ../nbs/91_cli.ipynb #a1c7fe9b
 import argparse
@@ -389,6 +389,17 @@ def ratios(
         raise argparse.ArgumentTypeError(f"{text!r} are not shares such as 0.2,0.5"
                                          ) from None
 
+
+def seconds(
+    text: str,  # as typed
+) -> float:  # above 0
+    "A time, for argparse."
+    try: value = float(text)
+    except ValueError: value = 0.0
+    if not 0 < value < 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} are no seconds, 0 to 3600")
+    return value
+
 # %% ../nbs/91_cli.ipynb #4778e589
 BENCH_OPTIONS = {
     "--dataset": dict(metavar="NAME", help="cifar10 (default), cifar100, imagenette; "
@@ -407,8 +418,19 @@ BENCH_OPTIONS = {
     "--results": dict(default="results", metavar="DIR", help="default: results"),
     "--ray": dict(metavar="ADDRESS", help="an existing Ray cluster does the work"),
     "--out": dict(metavar="DIR", help="where the tables go (default: the results)"),
+    "--seconds": dict(type=seconds, default=20.0, metavar="S",
+                      help="length of a slice of the race (default: 20)"),
+    "--full": dict(action="store_true",
+                   help="train the other loop to the goal too: hours on two cores"),
 }
-PLAN = list(BENCH_OPTIONS)[:-2]  # what a plan is made of
+PLAN = list(BENCH_OPTIONS)[:-4]  # what a plan is made of
+
+# %% ../nbs/91_cli.ipynb #654e1c7e
+def bench_dataset(
+    a: argparse.Namespace,  # what was typed
+) -> str:  # a data set
+    "The one that was named, or the one that goes with the scale."
+    return a.dataset or ("embedded" if a.scale == "tiny" else "cifar10")
 
 
 def bench_plan(
@@ -416,8 +438,7 @@ def bench_plan(
 ) -> list[dict]:  # cells
     "Every cell that was asked for; BadInput for names nobody knows."
     from dh_nb.evaluate import METHODS, plan_cells, suite
-    dataset = a.dataset or ("embedded" if a.scale == "tiny" else "cifar10")
-    return plan_cells(dataset, listed(a.methods, list(METHODS)),
+    return plan_cells(bench_dataset(a), listed(a.methods, list(METHODS)),
                       listed(a.countermeasures, ["none", *suite()]), a.seeds,
                       a.victim or "quick", a.scale, a.ratio)
 
@@ -453,6 +474,24 @@ def bench_table(
     rows = [r for r in read(a.results) if wanted.items() <= r.items()]
     print(write_cards(rows, a.out or a.results))
 
+# %% ../nbs/91_cli.ipynb #89d6af5c
+def bench_speed(
+    a: argparse.Namespace,  # what was typed
+) -> None:
+    "Race two training loops; with --full, a training that goes on where it was killed."
+    from dh_nb.evaluate import per_class
+    from dh_nb.speed import speed
+    from dh_nb.show import markdown_table
+    data = bench_dataset(a)
+    n = per_class(data, a.scale or ("tiny" if data == "embedded" else "small"))
+    keep = Path(a.results) / "plain.safetensors"
+    keep.parent.mkdir(parents=True, exist_ok=True)
+    rows = speed(data, n, seconds=a.seconds, full=a.full, keep=keep, results=a.results)
+    keep.unlink(missing_ok=True)
+    fields = ("name", "value", "unit", "note")
+    print(markdown_table([{k: getattr(r, k) for k in fields} for r in rows],
+                         fmt={"value": "{:.4g}"}))
+
 # %% ../nbs/91_cli.ipynb #9657277f
 BENCH = {  # word -> (function, what it does, its options, examples)
     "run": (bench_run, "Judge what is missing of a plan.", [*PLAN, "--ray"],
@@ -466,6 +505,9 @@ BENCH = {  # word -> (function, what it does, its options, examples)
     "table": (bench_table, "Write table.md, table.csv and table.png.",
               ["--dataset", "--scale", "--victim", "--results", "--out"],
               "  dh_bench table\n  dh_bench table --dataset cifar10 --out tables"),
+    "speed": (bench_speed, "Race the training loop against the one everybody runs.",
+              ["--dataset", "--scale", "--results", "--seconds", "--full"],
+              "  dh_bench speed\n  dh_bench speed --scale tiny --seconds 1"),
 }
 
 # %% ../nbs/91_cli.ipynb #d4229cd7
@@ -473,7 +515,7 @@ BENCH = {  # word -> (function, what it does, its options, examples)
 def bench(
     args: list[str] | None = None,  # arguments; None: those of the process
 ) -> None:
-    "Judge protections (dh_bench run, dh_bench status, dh_bench table)."
+    "Judge protections (dh_bench run, status, table), and race loops (speed)."
     p = parser("dh_bench", "Judge what networks learn from protected pictures, after "
                "anything that somebody may do to them.",
                "  dh_bench run --scale tiny\n  dh_bench status --scale tiny\n"

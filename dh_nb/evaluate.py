@@ -268,7 +268,8 @@ def trained(
     extra |= files.card.get("extra", {})
     extra |= dict(setting=foe.setting) if foe.setting else {}
     how = schedule(len(x8)) | dict(keep=keep)
-    how["epochs"] = foe.epochs or how["epochs"]
+    how["epochs"] *= foe.longer
+    extra["epochs"] = how["epochs"]
     if foe.kind == "preprocess":
         x8, foe = foe.files(x8, files.y, c["seed"]), None
     score = train_victim(shrunk(x8), files.y, files.x_test, files.y_test, c["victim"],

@@ -15,7 +15,7 @@ from dh_nb.lfc import damaged
 from dh_nb.nets import NETS
 from dh_nb.protect import protect, save_png
 from dh_nb.quality import quality_table
-from dh_nb.results import Row, append, key, missing, read
+from dh_nb.results import Row, key, read
 
 import house
 
@@ -84,12 +84,13 @@ def test_a_countermeasure_may_ask_for_epochs_and_an_unfinished_training_is_kept(
         seen.append((how, keep))
         return real(x8, y, x_test, y_test, name, seed=seed, adversary=adversary, **how)
     real, foe = e.train_victim, countermeasure("cutout")
-    foe.epochs = 2
+    foe.longer = 3
     monkeypatch.setattr(e, "train_victim", trainer)
     monkeypatch.setattr(e, "countermeasure", lambda name: foe)
     e.judge([e.cell("embedded", "clean", "cutout", 0)], tmp_path)
     (how, keep), = seen
-    assert how["epochs"] == 2 and keep.parent == tmp_path / "cells"
+    assert how["epochs"] == 3 and keep.parent == tmp_path / "cells"
+    assert read(tmp_path)[0]["extra"]["epochs"] == 3
 
 
 def test_files_are_treated_at_their_published_size(short, monkeypatch):

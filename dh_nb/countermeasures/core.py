@@ -17,7 +17,7 @@ class Countermeasure(Adversary):
     kind = "preprocess"  # or purify, augment, train
     setting = ""  # in words, for tables
     source = ""  # who thought of it
-    epochs: int | None = None  # a victim needs under it; None: those of its schedule
+    longer = 1  # times the epochs of the schedule, for every victim under it
 
 
 class Filter(Countermeasure):

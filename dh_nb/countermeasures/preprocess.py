@@ -93,6 +93,7 @@ class Grayscale(Filter):
 class Jpeg(Filter):
     "Pillow's encoder and decoder."
 
+    longer = 2
     setting, source = "quality 10", "Liu et al., Image Shortcut Squeezing, ICML 2023"
 
     def operation(
@@ -106,6 +107,7 @@ class Jpeg(Filter):
 class GrayJpeg(Filter):
     "Grey first, then the encoder."
 
+    longer = 2
     setting, source = "quality 10", "Liu et al., Image Shortcut Squeezing, ICML 2023"
 
     def operation(
