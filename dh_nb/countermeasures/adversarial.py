@@ -35,7 +35,7 @@ class AdversarialTraining(Countermeasure):
     "Every step on the worst pictures within reach (eq. 1)."
 
     kind, source = "train", "Madry et al., ICLR 2018"
-
+    longer = 2
     def __init__(
         self,
         eps: float = 8 / 255,  # radius of the cube
