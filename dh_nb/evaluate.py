@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PER_CLASS', 'SEEN', 'per_class', 'known', 'mark', 'cell', 'plan_cells', 'from_folder', 'feature_distance',
-           'score_card', 'shrunk', 'opened', 'first_share', 'Published', 'published', 'floor_met', 'trained',
+           'score_card', 'shrunk', 'opened', 'first_share', 'Published', 'published', 'floor_met', 'length', 'trained',
            'cell_file', 'claimed', 'Here', 'judge', 'quiet', 'shares', 'OnRay', 'crew', 'follow', 'run']
 
 # %% ../nbs/61_evaluate.ipynb #0744a107
@@ -27,7 +27,7 @@ from socket import create_connection
 import torch
 from tqdm.auto import tqdm
 from .baselines import METHODS, Task, open_task, publish_as
-from .countermeasures.suite import FLOORS, countermeasure, suite
+from .countermeasures.suite import FLOORS, FULL, countermeasure, suite
 from .data import SOURCES, BadInput, ImageSet, load_dataset, split_folder, to_float
 from .features import extractor
 from .lfc import damaged
@@ -257,23 +257,35 @@ def floor_met(
     return None if floor is None else accuracy >= floor
 
 
+def length(
+    c: dict,  # a cell
+    n: int,  # training pictures
+    longer: int = 1,  # of its countermeasure
+) -> dict:  # epochs and batch for `train_victim`
+    "The schedule; at scale full, 60 epochs for the networks that papers use."
+    if c["scale"] == "full" and c["victim"] != "quick":
+        return dict(epochs=60, batch=128)
+    how = schedule(n)
+    return dict(how, epochs=longer * how["epochs"])
+
+
 def trained(
     c: dict,  # from `cell`
     files: Published,  # of its method, ratio and seed
     keep: Path | None = None,  # where a long training may leave its state
 ) -> Row:  # the cell's answer
     "One countermeasure, one victim, one row."
-    start, foe, x8 = time.time(), countermeasure(c["countermeasure"]), files.x8
+    start, name, x8 = time.time(), c["countermeasure"], files.x8
+    foe = countermeasure(name, **FULL.get(name, {}) if c["scale"] == "full" else {})
     extra = {k: v for k, v in c["extra"].items() if k != "folder"}
     extra |= files.card.get("extra", {})
     extra |= dict(setting=foe.setting) if foe.setting else {}
-    how = schedule(len(x8)) | dict(keep=keep)
-    how["epochs"] *= foe.longer
+    how = length(c, len(x8), foe.longer)
     extra["epochs"] = how["epochs"]
     if foe.kind == "preprocess":
         x8, foe = foe.files(x8, files.y, c["seed"]), None
     score = train_victim(shrunk(x8), files.y, files.x_test, files.y_test, c["victim"],
-                         seed=c["seed"], adversary=foe, **how)
+                         seed=c["seed"], adversary=foe, keep=keep, **how)
     about = {**c, **files.card, "extra": extra}
     return Row(**about, accuracy=score.accuracy, peak=score.peak,
                floor_met=floor_met(c, score.accuracy), seconds=time.time() - start)

@@ -36,6 +36,7 @@ class AdversarialTraining(Countermeasure):
 
     kind, source = "train", "Madry et al., ICLR 2018"
     longer = 2
+
     def __init__(
         self,
         eps: float = 8 / 255,  # radius of the cube
