@@ -13,14 +13,13 @@ FACTS = ini["DEFAULT"]
 project, author, release = FACTS["lib_name"], FACTS["author"], FACTS["version"]
 copyright = FACTS["copyright"]
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx_design",
-              "sphinx_copybutton", "house"]
+              "sphinx_copybutton", "pages"]
 exclude_patterns = ["_*", "**.ipynb_checkpoints"]
 
 # notebooks: stored outputs, or with DOCS_EXEC=force everything anew
 nb_execution_mode = os.environ.get("DOCS_EXEC", "off")
 nb_execution_timeout, nb_execution_raise_on_error = 600, True
 nb_merge_streams, nb_render_markdown_format = True, "myst"
-nb_output_folder = "build/pages"  # pictures on their way to the page
 nb_code_prompt_show, nb_code_prompt_hide = "Show a solution", "Hide the solution"
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "dollarmath"]
 myst_heading_anchors = 3

@@ -13,8 +13,8 @@ from html import escape
 from pathlib import Path
 
 from docutils import nodes
-from docutils.parsers.rst import Directive
 from PIL import Image
+from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import stringify_annotation
 
 NBS = Path(__file__).resolve().parent.parent
@@ -246,6 +246,7 @@ def readme(config):
     words = (NBS.parent / "README.md").read_text(encoding="utf-8")
     words = re.sub(r"\]\(nbs/([^)#]+)", r"](\1", words).replace("](images/", "](../images/")
     words = re.sub(r"\]\((nbs|results|NOTICE|LICENSE|[A-Z]+\.md)\)", rf"]({blob}\1)", words)
+    words = re.sub(r"^## Read it as a site.*?(?=^## )", "", words, flags=re.M | re.S)
     words = re.sub(r"^\| floor \|.*?\n\n", raw(plan()) + "\n", words, flags=re.M | re.S)
     head, *parts = re.split(r"^(?=## )", words, flags=re.M)
     order = sorted(parts, key=lambda p: not p.startswith("## The rooms"))
@@ -311,7 +312,10 @@ def parameters(app, what, name, obj, options, lines):
 
 
 def reference(app):
-    "One small file a module, below api/."
+    "One small file a module, below api/; those of modules that are gone are removed."
+    known = {"index", *(r[2] for r in ROOMS)}
+    for path in (NBS / "api").glob("*.md"):
+        if path.stem not in known: path.unlink()
     for name, _, module, title, motto in ROOMS:
         if not module: continue
         words = (f"# {module}\n\n> {motto}\n\nThe lesson is [{title}](../{name}.ipynb).\n\n"
@@ -323,22 +327,24 @@ def reference(app):
 
 # ---- frames ----
 
-def registry():
-    "The explorers of the house; none before that room is built."
-    try: return importlib.import_module(f"{LIB}.explorers").PAGES
-    except ImportError: return {}
+def registry(module):
+    "Name -> explorer; none where there is no such module."
+    try: return importlib.import_module(module).PAGES
+    except ModuleNotFoundError as e:
+        if e.name != module: raise
+        return {}
 
 
-class Frames(Directive):
+class Frames(SphinxDirective):
     "An explorer as pictures with a slider: ```{frames} name```."
     required_arguments = 1
 
     def run(self):
         "HTML that asks for nothing, or one sentence."
-        make = registry().get(self.arguments[0])
+        make = registry(self.config.frames_module).get(self.arguments[0])
         if make is None:
-            words = (f"The explorer {self.arguments[0]!r} is not in this build; "
-                     "open it in JupyterLab.")
+            words = (f"The explorer of {self.arguments[0]} is not in this build of the "
+                     "pages; it needs the room 80_explorers.")
             return [nodes.paragraph("", words, classes=["no-frames"])]
         html = f'<div class="frames">{make().frames()}</div>'
         return [nodes.raw("", html, format="html")]
@@ -349,5 +355,6 @@ def setup(app):
     app.connect("builder-inited", reference)
     app.connect("source-read", read)
     app.connect("autodoc-process-docstring", parameters)
+    app.add_config_value("frames_module", f"{LIB}.explorers", "env")
     app.add_directive("frames", Frames)
     return dict(parallel_read_safe=True, parallel_write_safe=True)
