@@ -38,11 +38,14 @@ mathjax_path = "https://cdn.jsdelivr.net/npm/mathjax@3.2.2/es5/tex-svg.js"
 
 html_theme, html_title = "sphinx_book_theme", FACTS["title"]
 html_static_path, html_css_files = ["_static"], ["house.css"]
+html_favicon = "_static/house.svg"
+html_context = {"default_mode": "auto"}  # light or dark, as the reader's machine has it
 html_show_sphinx = html_copy_source = False
 html_theme_options = dict(
     repository_url=FACTS["git_url"], repository_branch=FACTS["branch"],
     path_to_docs=FACTS["nbs_path"], use_repository_button=True,
-    home_page_in_toc=True, show_toc_level=2, launch_buttons={}, use_download_button=False,
+    home_page_in_toc=True, show_toc_level=2, navigation_depth=2,
+    launch_buttons={}, use_download_button=False,
     navbar_persistent=[], navbar_start=[], navbar_center=[], navbar_end=[],
     pygments_light_style="github-light-colorblind",
     pygments_dark_style="github-dark-colorblind")

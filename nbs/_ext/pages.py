@@ -9,6 +9,7 @@ import importlib
 import io
 import json
 import re
+import warnings
 from html import escape
 from pathlib import Path
 
@@ -291,8 +292,10 @@ def parameters(app, what, name, obj, options, lines):
     lines[:] = [rst(s) if what != "module" else "" for s in lines]
     if what not in ("function", "method", "class", "exception"): return
     from fastcore.docments import docments, empty
-    try: known = docments(obj, full=True)
-    except Exception: known = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about docstrings of other people
+        try: known = docments(obj, full=True)
+        except Exception: known = {}
     extra = []
     for key, about in known.items():
         if key == "self" or not about.get("docment"): continue
