@@ -6,6 +6,7 @@ explorer becomes frames that need no kernel (`Frames`).
 """
 import base64
 import importlib
+import inspect
 import io
 import json
 import re
@@ -294,7 +295,7 @@ def parameters(app, what, name, obj, options, lines):
     from fastcore.docments import docments, empty
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about docstrings of other people
-        try: known = docments(obj, full=True)
+        try: known = docments(inspect.unwrap(obj), full=True)
         except Exception: known = {}
     extra = []
     for key, about in known.items():
