@@ -1,13 +1,15 @@
 # make demo   the main job on this machine: protect, train victims, write demo/
 # make test   every check there is; the last line is the summary
-# Both make .venv on first use (PYTHON=/path/to/python picks another interpreter).
+# make docs   the site, from stored outputs, into _docs/ (docs-fresh: run every cell first)
+# They make .venv on first use (PYTHON=/path/to/python picks another interpreter).
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet --root-user-action=ignore
 FACTS := settings.ini setup.py
+EXEC := off
 
-.PHONY: demo test clean
+.PHONY: demo test docs docs-fresh clean
 .NOTPARALLEL:
 
 demo: .venv/.package
@@ -16,8 +18,15 @@ demo: .venv/.package
 test: .venv/.dev
 	$(PY) -m pytest tests -n 2 --dist worksteal --durations=5 --cov=dh_nb --cov-config=tests/coverage.ini --cov-fail-under=85
 
+docs: .venv/.dev
+	DOCS_EXEC=$(EXEC) .venv/bin/sphinx-build -q -E -W --keep-going -b html nbs _docs
+	@echo "Open _docs/index.html."
+
+docs-fresh:
+	$(MAKE) --no-print-directory docs EXEC=force
+
 clean:
-	rm -rf .venv demo
+	rm -rf .venv demo _docs
 
 .venv/bin/pip:
 	$(PYTHON) -m venv .venv

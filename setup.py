@@ -1,15 +1,32 @@
 "Install dh_nb; every fact about the package lives in settings.ini."
 from configparser import ConfigParser
 from pathlib import Path
+from shutil import copy2
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+
+
+class WithLessons(build_py):
+    "The lessons and the rows they draw from travel inside the package."
+
+    def run(self):
+        super().run()
+        if self.editable_mode: return  # a clone has them beside the library
+        inside = Path(self.build_lib, "dh_nb", "notebooks")
+        for pattern, folder in (("nbs/*.ipynb", inside),
+                                ("results/*.jsonl", inside / "results")):
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(Path(".").glob(pattern)): copy2(path, folder)
+
 
 ini = ConfigParser(delimiters=["="])
 ini.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 cfg = ini["DEFAULT"]
-kinds = ("lab", "features", "diffusion", "bench", "ray", "dev")
+kinds = ("lab", "features", "diffusion", "bench", "ray", "docs", "dev")
 extras = {k: cfg[f"{k}_requirements"].split() for k in kinds}
 extras["dev"] += [r for k in kinds[:-1] for r in extras[k]]
 setup(
+    cmdclass={"build_py": WithLessons},
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],
     author=cfg["author"], author_email=cfg["author_email"], url=cfg["git_url"],
     license="Apache-2.0", license_files=["LICENSE", "NOTICE"],

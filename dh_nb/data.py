@@ -7,7 +7,7 @@ __all__ = ['MODES', 'BAR', 'SUFFIXES', 'WNIDS', 'SOURCES', 'BadInput', 'to_float
            'holdout', 'photographs', 'unfit', 'to_rgb', 'reason', 'open_image', 'read_image', 'Folder', 'visible',
            'fault', 'list_class', 'list_folder', 'Source', 'to_square', 'array_source', 'embedded', 'data_root',
            'unpack_strips', 'packed_cifar', 'cifar', 'downloaded', 'split_folder', 'read_images', 'folder_source',
-           'imagenette', 'load_dataset', 'device', 'has_bf16', 'amp']
+           'imagenette', 'load_dataset', 'device', 'has_bf16', 'amp', 'notebook_folder', 'notebook']
 
 # %% ../nbs/01_data.ipynb #5ae7e7f2
 import os
@@ -462,3 +462,21 @@ def amp(
     "Mixed precision: bfloat16 where the hardware has it, else nothing is changed."
     on = has_bf16(device)
     return torch.autocast(device.type, torch.bfloat16) if on else nullcontext()
+
+# %% ../nbs/01_data.ipynb #ec24bfcf
+def notebook_folder() -> Path:  # holds 00_tour.ipynb and all others
+    "Where the notebooks lie: beside the library in a clone, inside it once installed."
+    library = Path(str(files("dh_nb")))
+    beside = library.parent / "nbs"
+    return beside if (beside / "01_data.ipynb").is_file() else library / "notebooks"
+
+
+def notebook(
+    name: str,  # such as 01_data
+) -> Path:  # the file
+    "One notebook by its name; BadInput if there is none."
+    path = notebook_folder() / f"{name}.ipynb"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in path.parent.glob("*.ipynb")))
+        raise BadInput(f"There is no notebook {name!r}; there are {known or 'none'}.")
+    return path

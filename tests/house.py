@@ -17,6 +17,11 @@ NOT_FOR_READERS = {"nbdev", "fastcore", "execnb", "IPython"}
 HINT = re.compile(r"^:{3,}\{dropdown\}\s*Hint", re.M)
 HOME = re.compile(r"(?<![\w.:/~-])/(?:root|work|home/\w+|Users/\w+)/\w|[A-Z]:\\Users\\"
                   r"|/tmp/ipykernel")
+FREE = {  # what a lesson may do without, and why
+    "formula": {7: "widgets", 55: "a list of names", 80: "widgets",
+                90: "a call of other rooms", 91: "commands"},
+    "picture": {7: "its pictures are live", 61: "its results are rows and tables"},
+}
 RULES = {}
 
 
@@ -170,6 +175,59 @@ def ending(room):
         yield f"each exercise has a code cell tagged `solution`; found {len(solved)}"
     for c in solved:
         if "assert" not in c.source: yield f"{c}: a solution ends in an assert"
+
+
+def lesson(room):
+    "Rooms that teach: those with a module, and the tour. Galleries (70s, 92, 99) do not."
+    return bool(room.module) or room.number == 0
+
+
+def pictures(room):
+    "Cells that show a stored picture, solutions apart."
+    return [c for c in room.cells if "solution" not in c.tags and any(
+        k.startswith("image/") for o in c.outputs for k in o.get("data", {}))]
+
+
+def words(room, places, least=8):
+    "Whether one of these cells is prose: at least so many words under its heading."
+    near = [room.cells[i] for i in places if 0 <= i < len(room.cells)]
+    prose = [re.sub(r"^#+ .*$", "", c.source, flags=re.M) for c in near if not c.code]
+    return any(len(p.split()) >= least for p in prose)
+
+
+@rule
+def minutes(room):
+    text = room.cells[1].source if len(room.cells) > 1 else ""
+    if not re.search(r"Takes: (\d+|a) minutes?", text):
+        yield "the second cell says `Takes: N minutes ...`"
+
+
+@rule
+def skeleton(room):
+    if not lesson(room): return
+    prose = [c.source for c in room.cells if c.kind == "markdown"]
+    free = lambda what: room.number in FREE[what]
+    if not free("formula") and not any("$$" in s for s in prose):
+        yield "no formula: write one on a line of its own, between `$$`"
+    if not free("picture") and not pictures(room):
+        yield "no picture: show what a number cannot"
+    if not any("assert" in c.source for c in room.cells
+               if c.code and not c.exported and "solution" not in c.tags):
+        yield "no check: assert a value that is known by hand"
+    first = next((c for c in room.exports[1:]), None)
+    if first and not words(room, range(2, first.at)):
+        yield f"{first}: say why before the first line of code"
+
+
+@rule
+def reading(room):
+    if not lesson(room): return
+    shown = pictures(room)
+    for c in shown:
+        near = [c.at + i for i in (-2, -1, 1, 2)]
+        if not words(room, near): yield f"{c}: say what its picture shows"
+    if shown and not any(words(room, [c.at + 1, c.at + 2], 15) for c in shown):
+        yield "read one picture after it is shown: what is to be seen in it"
 
 
 @rule

@@ -17,7 +17,8 @@ You will be able to halve a number. Needs: nothing. Takes: 1 minute to read, 1 s
 #| export
 import math
 ---
-Halving, in words.
+Halving, in words, and why somebody would want to do it at all.
+$$ x / 2^n $$
 ---
 #| export
 def half(
@@ -28,6 +29,8 @@ def half(
     return x / 2**n
 ---
 assert half(4) == 2
+---
+There you see it: a four goes in, and what comes out is as long as a two would be.
 ---
 ## Summary
 ---
@@ -58,12 +61,13 @@ assert half(0) == 0
 
 def parse(text, name="09_toy"):
     "The toy room: cells between `---`, markdown where it reads as prose."
-    cells = []
+    cells, seen = [], {"data": {"image/png": ""}}
     for i, part in enumerate(text.strip().split("\n---")):
         tag, _, source = part.partition("\n") if i else ("", "", part)
         code = source.startswith(("#|", "assert", "import", "from"))
         kind = "code" if code else "markdown"
-        cells.append(house.Cell(i, kind, source, [tag] if tag else []))
+        shown = [seen] if source.startswith("assert half(4)") else []
+        cells.append(house.Cell(i, kind, source, [tag] if tag else [], shown))
     return house.Room(name, cells, {}, len(text))
 
 
@@ -85,6 +89,12 @@ def export(text): return more("#| export\n" + text + "\n---\nassert True")
 
 
 def long_function(lines): return "def f():\n    'Long.'\n" + "    print()\n" * lines
+
+
+def no_picture():
+    room = parse(GOOD)
+    for c in room.cells: c.outputs = []
+    return room
 
 
 def heavy():
@@ -110,6 +120,15 @@ BAD = {
                change(":::{dropdown} Hint\nOne.\n:::", "One."),
                change("---solution", "---"),
                change("assert half(2) == 1", "#| hide\nhalf(2)")],
+    "minutes": [change("Takes: 1 minute", "Takes: a moment"),
+                parse(GOOD.split("---\n#| default_exp")[0].replace("1 minute", "long"))],
+    "skeleton": [change("$$ x / 2^n $$\n", ""), change("assert half(4)", "half(4)"),
+                 change("Halving, in words, and why somebody would want to do it at all.",
+                        "Halving."), no_picture()],
+    "reading": [change("There you see it: a four goes in, and what comes out is as long "
+                       "as a two would be.", "There."),
+                change("There you see it: a four goes in, and what comes out is as long "
+                       "as a two would be.", "There you see what comes out of it.")],
     "plain_outputs": [
         widgets(), outputs({"output_type": "error"}),
         outputs({"name": "stderr", "text": "x"}),

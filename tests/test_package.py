@@ -25,7 +25,7 @@ def built(tmp_path_factory):
     "(archive, wheel) made in a copy of the project."
     tmp = tmp_path_factory.mktemp("package")
     shutil.copytree(house.ROOT, tmp / "p", ignore=shutil.ignore_patterns(
-        ".*", "nbs", "results", "demo", "build", "dist", "*.egg-info", "__pycache__"))
+        ".*", "demo", "_docs", "build", "dist", "*.egg-info", "__pycache__"))
     call("-m", "build", "--no-isolation", "--outdir", tmp / "dist", tmp / "p")
     return next((tmp / "dist").glob("*.tar.gz")), next((tmp / "dist").glob("*.whl"))
 
@@ -54,8 +54,8 @@ def test_installed_package_works_outside_the_clone(built, tmp_path):
     call("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target",
          tmp_path / "site", built[1])
     code = ("import dh_nb, json, sys; from dh_nb.data import load_dataset;"
-            "from dh_nb.cli import protect, reveal;"
-            "protect(['embedded', 'out', '--per-class', '1']);"
+            "from dh_nb.cli import protect, reveal, student;"
+            "protect(['embedded', 'out', '--per-class', '1']); student(['class']);"
             "reveal(['out/train/bag/' + __import__('os').listdir('out/train/bag')[0]]);"
             "d = load_dataset('embedded'); print(json.dumps([dh_nb.__file__, len(d)]))")
     env = {k: v for k, v in os.environ.items() if not k.startswith("COVERAGE")}
@@ -65,6 +65,10 @@ def test_installed_package_works_outside_the_clone(built, tmp_path):
     assert where.startswith(str(tmp_path)) and rows == 2000
     assert len(list((tmp_path / "out").rglob("*.png"))) == 10
     assert len(list(tmp_path.glob("*.hidden.png"))) == 1
+    solved = {f"{r.name}.ipynb" for r in house.ALL
+              if any("solution" in c.tags for c in r.cells)}
+    assert {p.name for p in (tmp_path / "class").glob("*.ipynb")} == solved
+    assert (tmp_path / "class/results/cells.jsonl").is_file()
 
 
 def test_version_is_one_fact():
@@ -78,7 +82,9 @@ def test_every_command_has_its_function():
 
 
 @pytest.mark.parametrize("target,words", [("demo", "dh_demo --out demo"),
-                                          ("test", "pytest")])
+                                          ("test", "pytest"),
+                                          ("docs", "sphinx-build -q -E -W"),
+                                          ("docs-fresh", "DOCS_EXEC=force")])
 def test_makefile_keeps_its_promise(target, words):
     done = subprocess.run(["make", "--dry-run", target], cwd=house.ROOT,
                           capture_output=True, text=True)

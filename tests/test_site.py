@@ -1,0 +1,225 @@
+"The site: built strictly, then read in a browser that may ask for nothing outside."
+import functools, html, http.server, importlib.util, os, re, shutil, subprocess, sys, threading
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+import house
+
+CHROME = shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+CDN = "https://cdn.jsdelivr.net/npm/mathjax@3.2.2/"  # the one named host, for formulas
+PAGES = ["index", "course", "limits", "measured", "cite", "explorers", "10_coupling",
+         "61_evaluate", "api/index", "api/results", "api/countermeasures.preprocess"]
+FAKE = '''
+class Fake:
+    def frames(self):
+        return """<figure><input type="range" id="fake" min="0" max="3" value="0"
+          aria-label="step"><output>step 0</output></figure><script>
+          document.getElementById("fake").addEventListener("input", function () {
+            this.nextElementSibling.textContent = "step " + this.value; });</script>"""
+PAGES = {"distances": Fake}
+'''
+
+
+def real_frames(): return importlib.util.find_spec(f"{house.LIB}.explorers") is not None
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    "The pages, built from a copy as `make docs` builds them; a warning is an error."
+    tmp = tmp_path_factory.mktemp("site")
+    for name in ("nbs", "images"):
+        shutil.copytree(house.ROOT / name, tmp / name, ignore=shutil.ignore_patterns(
+            ".*", "__pycache__", "project"))
+    for name in ("README.md", "settings.ini", house.LIB, "results"):
+        (tmp / name).symlink_to(house.ROOT / name)
+    (tmp / "fake_explorers.py").write_text(FAKE)
+    run = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-b", "html"]
+    if not real_frames(): run += ["-D", "frames_module=fake_explorers"]
+    done = subprocess.run([*run, "nbs", "_docs"], cwd=tmp, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(tmp), "DOCS_EXEC": "off"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return tmp / "_docs"
+
+
+class Reader(HTMLParser):
+    "Pictures, links and landing places of a page."
+
+    def __init__(self, text):
+        super().__init__()
+        self.images, self.links, self.ids = [], [], set()
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids |= {attrs.get("id"), attrs.get("name")}
+        if tag == "img": self.images.append(attrs)
+        if tag == "a" and attrs.get("href"): self.links.append(attrs["href"])
+
+
+@pytest.fixture(scope="module")
+def pages(site):
+    return {p.relative_to(site).as_posix(): Reader(p.read_text(encoding="utf-8"))
+            for p in site.rglob("*.html") if "_static" not in p.parts}
+
+
+def test_every_picture_has_words(pages):
+    bare = [(name, i.get("src", "")[:60]) for name, page in pages.items()
+            for i in page.images if not (i.get("alt") or "").strip()]
+    assert not bare
+    assert sum(len(p.images) for p in pages.values()) > 90
+
+
+def test_every_link_within_the_site_leads_somewhere(pages, site):
+    lost = set()
+    for name, page in pages.items():
+        for link in page.links:
+            to = urlsplit(link)
+            if to.scheme or name in ("search.html", "genindex.html", "py-modindex.html"):
+                continue
+            path = os.path.normpath(Path(name).parent / unquote(to.path)) if to.path else name
+            if path in pages:
+                if to.fragment and unquote(to.fragment) not in pages[path].ids:
+                    lost.add((name, link))
+            elif not (site / path).exists(): lost.add((name, link))
+    assert not lost
+
+
+def test_every_room_is_on_the_plan_and_every_symbol_knows_its_room(site, pages):
+    home = (site / "index.html").read_text(encoding="utf-8")
+    plan = re.search(r'<svg class="plan".*?</svg>', home, re.S)[0]
+    assert re.findall(r'href="(\S+?)\.html"', plan) == [
+        r.name for f in range(10) for r in house.ALL if r.number // 10 == f]
+    assert plan.count("aria-label") == 1 + len(house.ALL)
+    for r in house.ALL:
+        if not r.module: continue
+        page = (site / "api" / f"{r.module}.html").read_text(encoding="utf-8")
+        written = re.findall(rf'<dl class="py (?:function|class|exception)">\s*<dt [^>]*'
+                               rf'id="{house.LIB}\.{r.module}\.(\w+)"', page)
+        assert written, r.name
+        for name in written:
+            assert f'href="../{r.name}.html#def-{name}"' in page, (r.name, name)
+
+
+def test_directives_are_not_shown_and_solutions_are_folded(site):
+    for r in house.ALL:
+        page = (site / f"{r.name}.html").read_text(encoding="utf-8")
+        assert not re.search(r"^\s*#\| ?\w", re.sub(r"<[^>]+>", "", page), re.M), r.name
+        solved = sum("solution" in c.tags and c.for_readers for c in r.cells)
+        assert page.count("Show a solution") == solved, r.name
+        assert "Run this lesson" in page and "colab.research.google.com" in page, r.name
+
+
+def test_parameters_come_with_type_comment_and_default(site):
+    page = (site / "api" / "results.html").read_text(encoding="utf-8")
+    words = "".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
+    assert "index(str|list[str])–fieldorfieldsthatnamealine;default\"method\"" in words
+    assert "onedictaline;Nonewherenothingwasmeasured" in words
+
+
+@pytest.fixture(scope="module")
+def base(site):
+    "The address of a server of this machine."
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *args): pass
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync = pytest.importorskip("playwright.sync_api")
+    if not CHROME: pytest.skip("no chromium on this machine")
+    with sync.sync_playwright() as play:
+        chrome = play.chromium.launch(executable_path=CHROME, args=FLAGS)
+        yield chrome
+        chrome.close()
+
+
+@pytest.fixture
+def visit(browser, base):
+    "Open a page; afterwards nothing was complained about and nobody else was asked."
+    said, asked, opened = [], [], []
+
+    def guard(route):
+        url = route.request.url
+        if url.startswith(base): return route.continue_()
+        asked.append(url)
+        route.fulfill(body="", content_type="text/javascript")
+
+    def go(name, width=1280, scheme="light"):
+        page = browser.new_page(viewport=dict(width=width, height=900), color_scheme=scheme)
+        page.route("**/*", guard)
+        page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
+        page.on("pageerror", lambda e: said.append(str(e)))
+        page.goto(f"{base}/{name}")
+        opened.append(page)
+        return page
+
+    yield go
+    for page in opened: page.close()
+    assert not said and all(url.startswith(CDN) for url in asked), (said, asked)
+
+
+def test_search_finds_a_symbol(visit):
+    page = visit("search.html?q=quality_table")
+    hit = page.locator("#search-results a", has_text="quality_table").first
+    hit.wait_for(timeout=15_000)
+    hit.click()
+    page.wait_for_url("**/api/quality.html*quality_table*")
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_no_page_is_wider_than_a_phone(name, visit):
+    page = visit(f"{name}.html", width=390)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert page.locator("article h1").first.is_visible()
+
+
+def test_light_and_dark(visit):
+    shade = "() => getComputedStyle(document.body).backgroundColor.match(/\\d+/g).map(Number)"
+    assert min(visit("index.html").evaluate(shade)) > 200
+    dark = visit("index.html", scheme="dark")
+    assert max(dark.evaluate(shade)) < 60
+    dark.locator(".theme-switch-button").first.click()  # by hand, too
+
+
+def test_a_room_on_the_plan_opens(visit):
+    page = visit("index.html")
+    page.locator("svg.plan a[href='21_lfc.html']").click()
+    page.wait_for_url("**/21_lfc.html")
+    assert page.locator("article h1").first.inner_text().startswith("Latent feature concentration")
+
+
+def test_a_solution_unfolds(visit):
+    page = visit("10_coupling.html")
+    fold = page.locator("details", has_text="Show a solution").first
+    code = fold.locator("pre").first
+    assert not code.is_visible()
+    fold.locator("summary").click()
+    assert code.is_visible()
+
+
+def test_frames_move_by_keyboard(visit):
+    page = visit("explorers.html")
+    box = page.locator(".frames").first
+    control = box.locator("input[type=range], select").first
+    control.scroll_into_view_if_needed()
+    control.focus()
+    page.wait_for_timeout(200)
+    before = box.screenshot()
+    for key in ("ArrowRight", "ArrowRight"): page.keyboard.press(key)
+    page.wait_for_timeout(300)
+    assert box.screenshot() != before
+
+
+def test_an_explorer_that_is_missing_says_so(visit):
+    if real_frames(): pytest.skip("all explorers are there")
+    page = visit("explorers.html")
+    assert "is not in this build" in page.locator(".no-frames").first.inner_text()
