@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 ini = ConfigParser(delimiters=["="])
 ini.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 cfg = ini["DEFAULT"]
-kinds = ("lab", "features", "diffusion", "bench", "ray", "dev")
+kinds = ("lab", "explore", "features", "diffusion", "bench", "ray", "dev")
 extras = {k: cfg[f"{k}_requirements"].split() for k in kinds}
 extras["dev"] += [r for k in kinds[:-1] for r in extras[k]]
 setup(

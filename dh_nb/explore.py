@@ -6,7 +6,7 @@
 __all__ = ['MOST', 'BYTES', 'SCRIPT', 'PAGE_STYLE', 'Control', 'control', 'slider', 'choice', 'check', 'pixels', 'quick_png',
            'attended', 'Explorer', 'widget_of', 'View', 'bundle', 'frame_grid', 'webp', 'native', 'packed', 'fragment']
 
-# %% ../nbs/07_explore.ipynb #6ba73116
+# %% ../nbs/07_explore.ipynb #e63c24fd
 import base64
 import json
 import math
@@ -24,9 +24,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image, PngImagePlugin
 
 from .data import BadInput
-from .show import Sheet, alt_text, png_bytes
+from .show import Sheet, alt_text
 
-# %% ../nbs/07_explore.ipynb #92309a97
+# %% ../nbs/07_explore.ipynb #3d1b3a70
 @dataclass(frozen=True)
 class Control:
     "A value that a reader may change: one of a list."
@@ -89,7 +89,7 @@ def check(
     "Yes or no."
     return control("check", (False, True), start, label)
 
-# %% ../nbs/07_explore.ipynb #1378945d
+# %% ../nbs/07_explore.ipynb #bd93ed61
 def pixels(
     fig: Sheet,  # with something drawn on it
 ) -> Image.Image:  # RGB, always width x height x dpi
@@ -101,14 +101,16 @@ def pixels(
 
 def quick_png(
     fig: Sheet,  # with something drawn on it
-) -> bytes:  # a large PNG file, made fast; its `Description` is the text alternative
+    small: bool = False,  # True: 256 colours, a file to be stored
+) -> bytes:  # PNG, its `Description` the text alternative
     "A figure as PNG for somebody who waits."
-    note, buffer = PngImagePlugin.PngInfo(), BytesIO()
+    note, buffer, image = PngImagePlugin.PngInfo(), BytesIO(), pixels(fig)
     note.add_itxt("Description", alt_text(fig))
-    pixels(fig).save(buffer, "png", compress_level=1, pnginfo=note)
+    if small: image = image.quantize(256, Image.Quantize.MEDIANCUT)
+    image.save(buffer, "png", compress_level=9 if small else 1, pnginfo=note)
     return buffer.getvalue()
 
-# %% ../nbs/07_explore.ipynb #30b9b201
+# %% ../nbs/07_explore.ipynb #2b997d72
 def attended() -> bool:  # True: a live view makes sense
     "Whether somebody in front of a page has sent what this kernel is executing."
     core = sys.modules.get("IPython")
@@ -117,7 +119,7 @@ def attended() -> bool:  # True: a live view makes sense
     asks = request.get("content", {}).get("allow_stdin", False)
     return bool(kernel) and (asks or "VOILA_BASE_URL" in os.environ)
 
-# %% ../nbs/07_explore.ipynb #552b966a
+# %% ../nbs/07_explore.ipynb #a5e70c9c
 class Explorer:
     "A function that draws, and a control for each of its arguments."
 
@@ -128,12 +130,14 @@ class Explorer:
         height: float = 4.0,  # inches
         title: str = "",  # what it is about, for a page
         grid: dict | None = None,  # name -> values of the frames; None: all of all
-        dpi: int = 100,  # dots per inch
+        page: tuple[float, float] | None = None,  # inches of a frame; None: as above
+        layout: str = "constrained",  # or "none": faster, the function places its axes
         **controls: Control,  # name of an argument -> its control
     ):
         if not controls: raise BadInput("An explorer needs something to be changed.")
-        self.function, self.size = function, dict(width=width, height=height, dpi=dpi)
+        self.function, self.size, self.page = function, (width, height), page
         self.title, self.grid, self.controls = title, grid, controls
+        self.layout = layout
         self.values = {name: c.start for name, c in controls.items()}
         self.progress: Callable = lambda share, words="": None
         self.done, self.widget = (None, b"", ""), None
@@ -143,11 +147,19 @@ class Explorer:
         **values,  # of some controls; the others are as they are
     ) -> Sheet:  # drawn, with its text alternative
         "What these values look like; BadInput for a value that there is not."
+        return self.sheet(self.size, values)
+
+    def sheet(
+        self,
+        size: tuple[float, float],  # inches
+        values: dict,  # of some controls
+    ) -> Sheet:  # drawn
+        "A picture of any size."
         for name, value in values.items(): self.known(name, value)
-        more = {}
+        more, fig = {}, Sheet(*size, dpi=100, layout=self.layout)
         if "progress" in signature(self.function).parameters:
             more["progress"] = self.progress
-        self.function(fig := Sheet(**self.size), **{**self.values, **values, **more})
+        self.function(fig, **{**self.values, **values, **more})
         return fig
 
     def known(
@@ -202,7 +214,7 @@ class Explorer:
     def _repr_mimebundle_(self, include=None, exclude=None):
         return bundle(self)
 
-# %% ../nbs/07_explore.ipynb #0f4527d2
+# %% ../nbs/07_explore.ipynb #66cec0d9
 def widget_of(
     name: str,  # of a control
     c: Control,  # itself
@@ -229,7 +241,7 @@ class View:
         import ipywidgets
         self.explorer, at = explorer, explorer.values
         self.inputs = {n: widget_of(n, c, at[n]) for n, c in explorer.controls.items()}
-        wide = f"{explorer.size['width'] * explorer.size['dpi']:.0f}px"
+        wide = f"{100 * explorer.size[0]:.0f}px"
         self.image = ipywidgets.Image(format="png", layout=dict(
             width="100%", max_width=wide, height="auto", object_fit="contain"))
         self.bar = ipywidgets.FloatProgress(max=1.0, layout=dict(display="none"))
@@ -286,7 +298,7 @@ class View:
             raise
         finally: self.bar.layout.display = "none"
 
-# %% ../nbs/07_explore.ipynb #f7cc5e72
+# %% ../nbs/07_explore.ipynb #460bee3b
 def bundle(
     explorer: Explorer,  # to be shown
 ) -> dict:  # MIME type -> content
@@ -295,10 +307,10 @@ def bundle(
         explorer.widget = explorer.widget or View(explorer)
         live = explorer.widget.box._repr_mimebundle_()
     else: live = {}
-    png = base64.b64encode(png_bytes(explorer.picture(), tight=False)).decode()
+    png = base64.b64encode(quick_png(explorer.picture(), small=True)).decode()
     return live | {"text/plain": explorer.caption, "image/png": png}
 
-# %% ../nbs/07_explore.ipynb #09a8b0f7
+# %% ../nbs/07_explore.ipynb #8808beec
 MOST, BYTES = 60, 2_000_000  # frames, and bytes of a fragment
 
 
@@ -319,13 +331,17 @@ def frame_grid(
 
 def webp(
     fig: Sheet,  # with something drawn on it
-    quality: int = 82,  # 0 to 100
+    quality: int = 80,  # 0 to 100
 ) -> str:  # a data URI
-    "A figure as a small file inside an address."
-    pixels(fig).save(buffer := BytesIO(), "webp", quality=quality, method=4)
-    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+    "A figure as a small file inside an address: few colours or lossy, what is less."
+    image, few, many = pixels(fig), BytesIO(), BytesIO()
+    flat = image.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    flat.convert("RGB").save(few, "webp", lossless=True, quality=50, method=4)
+    image.save(many, "webp", quality=quality, method=4)
+    file = min(few.getvalue(), many.getvalue(), key=len)
+    return "data:image/webp;base64," + base64.b64encode(file).decode()
 
-# %% ../nbs/07_explore.ipynb #9a632479
+# %% ../nbs/07_explore.ipynb #ddba6fb5
 SCRIPT = """(f=>{const d=JSON.parse(f.querySelector('[type="application/json"]')
 .textContent),c=[...f.querySelectorAll('input,select')],p=f.querySelector('img'),
 w=f.querySelector('figcaption'),show=()=>{let i=0;c.forEach((e,k)=>{
@@ -341,7 +357,7 @@ PAGE_STYLE = dict(
     img="display:block;max-width:100%;height:auto;background:#fff;border-radius:4px",
     caption="margin-top:.4rem")
 
-# %% ../nbs/07_explore.ipynb #53d58dac
+# %% ../nbs/07_explore.ipynb #901a1086
 def native(
     c: Control,  # with at least two of its values on the page
     name: str,  # of its argument
@@ -363,7 +379,7 @@ def native(
                f"<output>{said}</output>")
     return f'<label style="{PAGE_STYLE["label"]}">{tag}</label>'
 
-# %% ../nbs/07_explore.ipynb #2374958a
+# %% ../nbs/07_explore.ipynb #c9738ca7
 def packed(
     value: object,  # what JSON can hold
 ) -> str:  # JSON that may stand inside a <script>
@@ -380,17 +396,19 @@ def fragment(
     wide = {n: v for n, v in full.items() if len(v) > 1}
     start = {n: explorer.values[n] if explorer.values[n] in v else v[0]
              for n, v in full.items()}
-    sheets = [explorer.picture(**dict(zip(full, vs))) for vs in product(*full.values())]
-    first = list(product(*full.values())).index(tuple(start.values()))
+    rows, size = list(product(*full.values())), explorer.page or explorer.size
+    sheets = [explorer.sheet(size, dict(zip(full, row))) for row in rows]
+    first = rows.index(tuple(start.values()))
     uris, words = [webp(s) for s in sheets], [alt_text(s) for s in sheets]
     texts = [[explorer.controls[n].text(v) for v in vs] for n, vs in wide.items()]
     style, (w, h) = PAGE_STYLE, pixels(sheets[0]).size
-    rows = "".join(native(explorer.controls[n], n, v, start[n])
-                   for n, v in wide.items())
+    inputs = "".join(native(explorer.controls[n], n, v, start[n])
+                     for n, v in wide.items())
     html = (f'<figure class="dh-frames" style="{style["figure"]}">'
             f'<div role="group" aria-label="{escape(explorer.title or "controls")}" '
-            f'style="{style["row"]}">{rows}</div><img src="{uris[first]}" width="{w}" '
-            f'height="{h}" alt="{escape(words[first])}" style="{style["img"]}">'
+            f'style="{style["row"]}">{inputs}</div><img src="{uris[first]}" '
+            f'width="{w}" height="{h}" alt="{escape(words[first])}" '
+            f'style="{style["img"]}">'
             f'<figcaption aria-live="polite" style="{style["caption"]}">'
             f'{escape(words[first])}</figcaption><script type="application/json">'
             f"{packed(dict(frames=uris, captions=words, texts=texts))}</script>"
