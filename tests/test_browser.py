@@ -24,7 +24,7 @@ FOUR = ["""
 import os, torch
 torch.set_num_threads(1)
 import dh_nb.explorers as x
-x.EACH, x.deep = 2, lambda: False  # small, and the same wherever it runs
+x.EACH, x.deep = 14, lambda: False  # small, and the same wherever it runs
 """, "x.explore_distances(4)", "x.explore_hiding()", "x.explore_countermeasures()",
         "x.explore_results()"]
 RUN_ALL = """async () => {
