@@ -101,12 +101,12 @@ def pixels(
 
 def quick_png(
     fig: Sheet,  # with something drawn on it
-    small: bool = False,  # True: 64 colours, a file to be stored
+    small: bool = False,  # True: 96 colours, a file to be stored
 ) -> bytes:  # PNG, its `Description` the text alternative
     "A figure as PNG for somebody who waits."
     note, buffer, image = PngImagePlugin.PngInfo(), BytesIO(), pixels(fig)
     note.add_itxt("Description", alt_text(fig))
-    if small: image = image.quantize(64, Image.Quantize.MEDIANCUT)
+    if small: image = image.quantize(96, kmeans=1, method=1)
     image.save(buffer, "png", compress_level=9 if small else 1, pnginfo=note)
     return buffer.getvalue()
 
@@ -335,7 +335,7 @@ def webp(
 ) -> str:  # a data URI
     "A figure as a small file inside an address: few colours or lossy, what is less."
     image, few, many = pixels(fig), BytesIO(), BytesIO()
-    flat = image.quantize(128, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    flat = image.quantize(256, Image.Quantize.FASTOCTREE)
     flat.convert("RGB").save(few, "webp", lossless=True, quality=50, method=4)
     image.save(many, "webp", quality=quality, method=4)
     file = min(few.getvalue(), many.getvalue(), key=len)
