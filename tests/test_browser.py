@@ -137,8 +137,8 @@ def moved(explorer, move, seconds=60):
 
 def named(explorer, label, inside):
     "A part of the control with this label."
-    row = explorer.locator(".jupyter-widgets", has=explorer.page.get_by_text(label, exact=True))
-    return row.locator(inside).first
+    words = explorer.page.get_by_text(label, exact=True)
+    return explorer.locator(".widget-inline-hbox", has=words).locator(inside)
 
 
 def slide(explorer, label):
