@@ -22,7 +22,7 @@ class WithLessons(build_py):
 ini = ConfigParser(delimiters=["="])
 ini.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 cfg = ini["DEFAULT"]
-kinds = ("lab", "features", "diffusion", "bench", "ray", "docs", "dev")
+kinds = ("lab", "explore", "features", "diffusion", "bench", "ray", "docs", "dev")
 extras = {k: cfg[f"{k}_requirements"].split() for k in kinds}
 extras["dev"] += [r for k in kinds[:-1] for r in extras[k]]
 setup(

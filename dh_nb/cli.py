@@ -7,20 +7,27 @@ __all__ = ['OPTIONS', 'BENCH_OPTIONS', 'PLAN', 'BENCH', 'Parser', 'parser', 'com
            'choices', 'protect', 'keygen', 'verify', 'read_manifest', 'nearest', 'reveal', 'loss_weight',
            'training_options', 'header_notes', 'train', 'fifties', 'universal_hider', 'demo', 'student', 'listed',
            'ratios', 'seconds', 'bench_dataset', 'bench_plan', 'bench_run', 'bench_status', 'bench_table',
-           'bench_speed', 'bench']
+           'bench_speed', 'bench', 'own_copy', 'page_of_explorers', 'free_port', 'server_line', 'explore']
 
 # %% ../nbs/91_cli.ipynb #a1c7fe9b
 import argparse
 import json
+import os
+import shutil
+import socket
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import wraps
+from importlib.util import find_spec
 from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch.nn.functional import interpolate
-from .data import BadInput, load_dataset, read_image
+
+from .data import BadInput, load_dataset, notebook, read_image
 from .distort import RandomDistortion
 from .features import extractor
 from .hiding import Hider, Preset, preset
@@ -547,3 +554,81 @@ def bench(
         q.set_defaults(work=work)
     a = p.parse_args(args)
     a.work(a)
+
+# %% ../nbs/91_cli.ipynb #3449eb0b
+def own_copy(
+    path: Path,  # a room
+    folder: Path,  # where a copy may lie; made if need be
+) -> Path:  # a file that may be changed
+    "The room itself in a clone; a copy, made once, where it lies in a package."
+    if path.parent.name == "nbs" and os.access(path, os.W_OK): return path
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / path.name
+    if not copy.exists(): shutil.copyfile(path, copy)
+    return copy
+
+
+def page_of_explorers() -> dict:  # a notebook
+    "A notebook with nothing in it but the explorers."
+    from dh_nb.explorers import PAGES
+    cells = []
+    for name, make in PAGES.items():
+        code = f"from dh_nb.explorers import PAGES\nPAGES[{name!r}]()"
+        cells += [dict(cell_type="markdown", id=f"{name}-title", metadata={},
+                       source=f"## {make.__doc__}"),
+                  dict(cell_type="code", id=name, metadata={}, source=code, outputs=[],
+                       execution_count=None)]
+    kernel = dict(name="python3", display_name="Python 3", language="python")
+    return dict(cells=cells, metadata=dict(kernelspec=kernel), nbformat=4,
+                nbformat_minor=5)
+
+# %% ../nbs/91_cli.ipynb #3a503c8a
+def free_port(
+    text: str,  # as typed
+) -> int:  # 1024 to 65535, and nobody listens there
+    "A port, for argparse."
+    if not text.isdecimal() or not 1024 <= int(text) <= 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port, 1024 to 65535")
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try: s.bind(("127.0.0.1", int(text)))
+        except OSError:
+            raise argparse.ArgumentTypeError(f"port {text} is taken") from None
+    return int(text)
+
+
+def server_line(
+    program: str,  # "jupyterlab" or "voila"
+    path: Path,  # a notebook
+    browser: bool = True,  # whether it opens one
+    port: int | None = None,  # None: it chooses
+) -> list[str]:  # what is to be started
+    "A command line; BadInput when the program is not installed."
+    if not find_spec(program):
+        raise BadInput(f"{program} is not installed: pip install 'dh_nb[explore]'.")
+    line = [sys.executable, "-m", program, str(path)]
+    return line + ["--no-browser"] * (not browser) + [f"--port={port}"] * bool(port)
+
+# %% ../nbs/91_cli.ipynb #f901f179
+@command
+def explore(
+    args: list[str] | None = None,  # arguments; None: those of the process
+) -> None:
+    "The explorers in JupyterLab, or as a page (dh_explore)."
+    p = parser("dh_explore", "Open the explorers of distances, hiding, countermeasures "
+               "and results in JupyterLab.",
+               "  dh_explore\n  dh_explore --voila --port 8866 --no-browser")
+    add = p.add_argument
+    add("--voila", action="store_true", help="serve them as a page, without code")
+    add("--no-browser", action="store_true", help="only say where it is")
+    add("--port", type=free_port, metavar="N", help="where it listens")
+    add("--out", default="explorers", metavar="DIR", help="an installed package copies "
+        "the notebook there (default: explorers)")
+    a = p.parse_args(args)
+    with tempfile.TemporaryDirectory() as tmp:
+        page = Path(tmp) / "explorers.ipynb"
+        if a.voila: page.write_text(json.dumps(page_of_explorers()), encoding="utf-8")
+        else: page = own_copy(notebook("80_explorers"), Path(a.out))
+        line = server_line("voila" if a.voila else "jupyterlab", page,
+                           not a.no_browser, a.port)
+        sys.exit(subprocess.call(line))

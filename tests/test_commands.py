@@ -15,7 +15,8 @@ from dh_nb.quality import psnr, quality_table
 from dh_nb.semantic import assign, read_key, semantic_images
 from dh_nb.training import bundled, load_hider, save_hider
 
-COMMANDS = ["demo", "train", "protect", "verify", "reveal", "keygen", "bench", "student"]
+COMMANDS = ["demo", "train", "protect", "verify", "reveal", "keygen", "bench", "student",
+            "explore"]
 CIFAR = Path(os.environ.get("DH_DATA", "/nonexistent")) / "cifar10.webp.npz"
 
 

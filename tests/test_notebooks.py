@@ -30,6 +30,7 @@ def fresh(monkeypatch, tmp_path):
 
     monkeypatch.setattr(socket.socket, "connect", local_only)
     monkeypatch.setenv("DH_DATA", str(tmp_path))
+    monkeypatch.setenv("DH_CACHE", str(tmp_path / "kept"))
     monkeypatch.setenv("DH_DEVICE", "cpu")
     monkeypatch.chdir(house.ROOT / "nbs")
     return monkeypatch

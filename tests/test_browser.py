@@ -1,0 +1,240 @@
+"The explorers as a reader meets them: JupyterLab in a real browser, Run All, move a control."
+import json, os, re, shutil, socket, subprocess, sys, time, urllib.request
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+import house
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
+CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+              None)
+pytestmark = [pytest.mark.skipif(not CHROME, reason="there is no chromium here"),
+              pytest.mark.xdist_group("browser")]
+
+FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]
+SETTINGS = {
+    "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
+    "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
+    "@jupyterlab/docmanager-extension/plugin": {"autosave": False}}
+FOUR = ["""
+import os, torch
+torch.set_num_threads(1)
+import dh_nb.explorers as x
+x.EACH, x.deep = 14, lambda: False  # small, and the same wherever it runs
+""", "x.explore_distances(4)", "x.explore_hiding()", "x.explore_countermeasures()",
+        "x.explore_results()"]
+RUN_ALL = """async () => {
+    const w = jupyterapp.shell.currentWidget;
+    await w.context.ready; await w.sessionContext.ready;
+    await w.sessionContext.session.kernel.info;
+    return await jupyterapp.commands.execute('notebook:run-all-cells'); }"""
+
+
+def write_notebook(path, cells):
+    "A notebook of code cells."
+    kernel = dict(name="python3", display_name="Python 3", language="python")
+    cells = [dict(cell_type="code", id=f"c{i}", metadata={}, source=s.strip(), outputs=[],
+                  execution_count=None) for i, s in enumerate(cells)]
+    path.write_text(json.dumps(dict(cells=cells, metadata=dict(kernelspec=kernel),
+                                    nbformat=4, nbformat_minor=5)))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    "Address of a JupyterLab that knows no settings of this machine's user."
+    tmp = tmp_path_factory.mktemp("lab")
+    for name, value in SETTINGS.items():
+        f = tmp / "settings" / f"{name}.jupyterlab-settings"
+        f.parent.mkdir(parents=True, exist_ok=True)
+        f.write_text(json.dumps(value))
+    (tmp / "work").mkdir()
+    write_notebook(tmp / "work" / "four.ipynb", FOUR)
+    write_notebook(tmp / "work" / "bad.ipynb", ["1 + 1", "1 / 0"])
+    with closing(socket.socket()) as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    env = os.environ | {
+        "JUPYTER_CONFIG_DIR": f"{tmp}/conf", "JUPYTER_DATA_DIR": f"{tmp}/data",
+        "JUPYTER_RUNTIME_DIR": f"{tmp}/run", "JUPYTERLAB_SETTINGS_DIR": f"{tmp}/settings",
+        "JUPYTERLAB_WORKSPACES_DIR": f"{tmp}/ws", "IPYTHONDIR": f"{tmp}/ipy",
+        "DH_CACHE": f"{tmp}/kept", "DH_DATA": f"{tmp}", "OMP_NUM_THREADS": "1",
+        "TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join(filter(None, (
+            str(house.ROOT), os.environ.get("PYTHONPATH"))))}
+    with open(tmp / "log", "w") as log:
+        server = subprocess.Popen(
+            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
+             "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
+             "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
+             f"--ServerApp.root_dir={tmp}/work", "--LabApp.expose_app_in_browser=True"],
+            env=env, stdout=log, stderr=subprocess.STDOUT)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(240):
+        with suppress(OSError):
+            urllib.request.urlopen(url + "/api/status", timeout=2).close()
+            break
+        assert server.poll() is None, (tmp / "log").read_text()
+        time.sleep(0.5)
+    yield url
+    server.terminate()
+    server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as pw:
+        made = pw.chromium.launch(executable_path=CHROME, headless=True, args=FLAGS)
+        yield made
+        made.close()
+
+
+def run_all(browser, lab, name):
+    "Open a notebook and run all of it; the page, or AssertionError with what went wrong."
+    page = browser.new_page(viewport=dict(width=1280, height=900))
+    page.set_default_timeout(120_000)
+    page.goto(f"{lab}/lab/tree/{name}?reset", wait_until="domcontentloaded")
+    page.wait_for_function("() => window.jupyterapp?.shell.currentWidget?.sessionContext")
+    fine = page.evaluate(RUN_ALL)
+    said = page.locator('.jp-OutputArea-output[data-mime-type="application/vnd.jupyter.error"],'
+                        '.jp-RenderedText[data-mime-type="application/vnd.jupyter.stderr"]')
+    words = " ".join(said.all_inner_texts())
+    assert fine and "Error" not in words, words or "a cell failed"
+    return page
+
+
+@pytest.fixture(scope="module")
+def four(browser, lab):
+    "A page on which all four explorers are alive."
+    page = run_all(browser, lab, "four.ipynb")
+    sync_api.expect(page.locator(".dh-explorer")).to_have_count(4)
+    yield page
+    if folder := os.environ.get("DH_SHOTS"): page.screenshot(path=f"{folder}/lab.png")
+    page.close()
+
+
+def state(explorer):
+    "What a reader sees: the address of the picture, and the words."
+    return (explorer.locator("img").get_attribute("src"),
+            explorer.locator(".dh-caption").inner_text())
+
+
+def moved(explorer, move, seconds=60):
+    "Make a move and wait for another picture with other words."
+    before = state(explorer)
+    move()
+    end = time.time() + seconds
+    while time.time() < end:
+        now = state(explorer)
+        if now[0] != before[0] and now[1] != before[1]:
+            assert not now[1].startswith(("Error", "Not possible")), now[1]
+            return now[1]
+        time.sleep(0.05)
+    raise AssertionError(f"nothing has changed: {before[1]}")
+
+
+def named(explorer, label, inside):
+    "A part of the control with this label."
+    words = explorer.page.get_by_text(label, exact=True)
+    return explorer.locator(".widget-inline-hbox", has=words).locator(inside)
+
+
+def slide(explorer, label):
+    "Focus a slider and press an arrow key."
+    def move():
+        named(explorer, label, ".noUi-handle").focus()
+        explorer.page.keyboard.press("ArrowRight")
+    return move
+
+
+def pick(explorer, label, value):
+    "Choose from a list."
+    return lambda: named(explorer, label, "select").select_option(label=value)
+
+
+@pytest.mark.parametrize("at, sliders, lists", [
+    (0, {"class": "Class 3"}, {"damage": ("jpeg", "jpeg (quality 10)"), "map": ("tsne", "tsne")}),
+    (1, {"bands of 64": "64 of 64 bands"}, {"damage": ("jpeg 10", "jpeg 10"),
+                                            "secret": ("bee", "bee in")}),
+    (2, {"strength": "quality 5", "picture": "dress of"},
+     {"countermeasure": ("bit_depth", "1 bits")}),
+    (3, {}, {"sorted by": ("PSNR", "sorted by PSNR")})],
+    ids=["distances", "hiding", "countermeasures", "results"])
+def test_an_explorer_answers_to_its_controls(at, sliders, lists, four):
+    explorer = four.locator(".dh-explorer").nth(at)
+    explorer.scroll_into_view_if_needed()
+    for label, says in sliders.items():
+        assert says in moved(explorer, slide(explorer, label))
+    for label, (value, says) in lists.items():
+        assert says in moved(explorer, pick(explorer, label, value))
+    if folder := os.environ.get("DH_SHOTS"):
+        explorer.screenshot(path=f"{folder}/live_{at}.png")
+
+
+def test_a_check_box_answers(four):
+    explorer = four.locator(".dh-explorer").nth(3)
+    tables = named(explorer, "table", "select")
+    gaps = tables.locator("option", has_text=re.compile(r"small, .* quick$")).first.inner_text()
+    moved(explorer, lambda: tables.select_option(label=gaps))
+    box = explorer.locator("input[type=checkbox]")
+    assert "all lines share" in moved(explorer, box.check)
+    assert "all lines share" not in moved(explorer, box.uncheck)
+
+
+def test_a_complaint_is_said_and_the_picture_stays(four):
+    explorer = four.locator(".dh-explorer").nth(0)
+    before = state(explorer)[0]
+    pick(explorer, "method", "clean")()
+    sync_api.expect(explorer.locator(".dh-caption")).to_contain_text("no changes")
+    assert state(explorer)[0] == before
+    assert "clean" in moved(explorer, pick(explorer, "what is embedded", "pictures"))
+
+
+def test_a_failing_cell_is_seen(browser, lab):
+    with pytest.raises(AssertionError, match="ZeroDivisionError"):
+        run_all(browser, lab, "bad.ipynb")
+
+
+FRAMES = """
+import numpy as np
+from dh_nb.explore import Explorer, check, choice, slider
+
+def draw(fig, n, name, lines):
+    ax = fig.add_subplot()
+    ax.bar(range(n), range(n), color=name)
+    ax.grid(lines)
+    fig.alt = f"{n} bars in {name}{' on a grid' * lines}"
+
+e = Explorer(draw, 6, 3, "Bars", n=slider([2, 3, 4]), name=choice(["navy", "brown"]), lines=check())
+"""
+
+
+def test_frames_work_by_keyboard_without_a_kernel_on_a_phone(browser, tmp_path):
+    names = {}
+    exec(FRAMES, names)
+    page_file = tmp_path / "page.html"
+    page_file.write_text('<!doctype html><meta charset="utf-8"><title>x</title><meta name='
+                         f'"viewport" content="width=device-width">{names["e"].frames()}',
+                         encoding="utf-8")
+    page = browser.new_page(viewport=dict(width=390, height=800))
+    asked, said = [], []
+    page.on("request", lambda r: asked.append(r.url))
+    page.on("console", lambda m: said.append(m.text))
+    page.on("pageerror", lambda e: said.append(str(e)))
+    page.goto(page_file.as_uri())
+    words, image = page.locator("figcaption"), page.locator("img")
+    sync_api.expect(words).to_have_text("2 bars in navy")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowRight")
+    sync_api.expect(words).to_have_text("3 bars in navy")
+    sync_api.expect(image).to_have_attribute("alt", "3 bars in navy")
+    page.keyboard.press("Tab")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    sync_api.expect(words).to_have_text("3 bars in brown on a grid")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    assert [u for u in asked if not u.startswith(("file:", "data:"))] == [] and said == []
+    page.close()

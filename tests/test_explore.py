@@ -1,0 +1,332 @@
+"Rooms 07 and 80: values change picture and words, frames are whole, nothing is made twice."
+import json, re
+from html.parser import HTMLParser
+from io import BytesIO
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dh_nb import cli, explore as e, explorers as x
+from dh_nb.data import BadInput
+
+VOID = {"img", "input", "br", "meta"}
+
+
+class Page(HTMLParser):
+    "Tags with their attributes; fails where one is not closed, or a control has no label."
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], {}
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("input", "select"): assert "label" in self.open
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID: self.open.append(tag)
+
+    def handle_endtag(self, tag): assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open: self.text.setdefault(self.open[-1], []).append(data)
+
+    def all(self, tag): return [a for t, a in self.tags if t == tag]
+
+
+def shades(fig, level, name, dark, calls=None):
+    "One flat field."
+    if calls is not None: calls.append(level)
+    ax = fig.add_axes([0, 0, 1, 1])
+    ax.imshow(np.full((2, 2), level / (2 if dark else 1)), vmin=0, vmax=9)
+    fig.alt = f"{name} <{level}>{' & dark' * dark}"
+
+
+def toy(calls=None, **kw):
+    return e.Explorer(lambda fig, **v: shades(fig, calls=calls, **v), 2, 1, "A toy", layout="none", **kw,
+                      level=e.slider([1, 2, 5], 2, unit=" dB"),
+                      name=e.choice(["a", "b"]), dark=e.check(label="in the dark"))
+
+
+@pytest.fixture
+def home(monkeypatch, tmp_path):
+    "An empty cache, no results, no data sets but the embedded one."
+    monkeypatch.setenv("DH_CACHE", str(tmp_path / "kept"))
+    monkeypatch.setenv("DH_DATA", str(tmp_path))
+    monkeypatch.setattr(x, "MEMORY", {})
+    return tmp_path / "kept"
+
+
+# the explorer
+
+def test_values_change_picture_and_words():
+    t = toy()
+    png, words = t.now()
+    assert words == "a <2>" and Image.open(BytesIO(png)).size == (200, 100)
+    assert Image.open(BytesIO(png)).text["Description"] == words
+    for name, value in (("level", 5), ("name", "b"), ("dark", True)):
+        t.set(name, value)
+        assert t.now()[0] != png or name == "name"
+        assert t.caption != words
+        png, words = t.now()
+    assert words == "b <5> & dark" and t.draw(level=1) != png and t.now()[0] == png
+
+
+def test_the_same_values_are_drawn_once():
+    calls = []
+    t = toy(calls)
+    t.now(), t.caption, t.now()
+    assert calls == [2]
+    t.set("level", 5), t.set("level", 2), t.caption
+    assert calls == [2]
+
+
+@pytest.mark.parametrize("do", [
+    lambda t: t.set("level", 3), lambda t: t.set("size", 1), lambda t: t.draw(name="c"),
+    lambda t: t.frames(level=[1, 3]), lambda t: t.frames(level=[]),
+    lambda t: t.frames(size=[1]), lambda t: e.Explorer(shades),
+    lambda t: e.slider([]), lambda t: e.choice(["a", "a"]), lambda t: e.slider([1], 2)])
+def test_bad_values_are_refused(do):
+    with pytest.raises(BadInput): do(toy())
+
+
+def test_a_view_follows_and_reports():
+    t = toy()
+    view = t.widget = e.View(t)
+    before = view.image.value
+    view.inputs["level"].value = 5
+    assert t.values["level"] == 5 and view.image.value != before
+    assert "a &lt;5&gt;" in view.words.value
+    t.set("dark", True)
+    assert view.inputs["dark"].value is True and "dark" in view.words.value
+    kinds = [type(w).__name__ for w in view.inputs.values()]
+    assert kinds == ["SelectionSlider", "Dropdown", "Checkbox"]
+    assert view.inputs["level"].continuous_update is False
+
+
+def test_a_failing_drawing_is_said_and_the_picture_stays():
+    def moody(fig, n):
+        if n == 2: raise BadInput("two is too many.")
+        if n == 3: raise ZeroDivisionError("by three")
+        fig.alt = "fine"
+    view = e.View(e.Explorer(moody, 1, 1, n=e.slider([1, 2, 3])))
+    png = view.image.value
+    view.inputs["n"].value = 2
+    assert "two is too many" in view.words.value and view.image.value == png
+    with pytest.raises(ZeroDivisionError): view.inputs["n"].value = 3
+    assert "by three" in view.words.value and view.bar.layout.display == "none"
+
+
+def test_progress_reaches_the_view():
+    def slow(fig, n, progress):
+        progress(0.5, "half")
+        if view: seen.append((view.bar.value, view.bar.layout.display, view.words.value))
+        fig.alt = "done"
+    view, seen = None, []
+    t = e.Explorer(slow, 1, 1, n=e.slider([1, 2]))
+    t.draw()  # nobody is watching
+    view = e.View(t)
+    view.inputs["n"].value = 2
+    assert seen[-1][:2] == (0.5, None) and "half" in seen[-1][2]
+
+
+def test_a_stored_notebook_holds_a_picture_and_no_widget():
+    bundle = toy()._repr_mimebundle_()
+    assert bundle.keys() == {"image/png", "text/plain"} and bundle["text/plain"] == "a <2>"
+
+
+# frames
+
+def test_frames_are_a_whole_page():
+    html = toy().frames()
+    page = Page(html)
+    data = json.loads("".join(page.text["script"][:1]))
+    assert len(data["frames"]) == len(data["captions"]) == 3 * 2 * 2
+    assert data["texts"] == [["1 dB", "2 dB", "5 dB"], ["a", "b"], ["no", "yes"]]
+    assert data["captions"][1 * 4 + 1 * 2 + 1] == "b <2> & dark"
+    picture, = page.all("img")
+    assert picture["alt"] == "a <2>" and picture["src"] == data["frames"][4]
+    assert "max-width:100%" in picture["style"]
+    assert [i["type"] for i in page.all("input")] == ["range", "checkbox"]
+    assert page.all("input")[0]["value"] == "1" and len(page.all("option")) == 2
+    assert "aria-live" in page.all("figcaption")[0] and "://" not in html
+    assert not re.search(r"\b(src|href)=\"(?!data:)", html)
+
+
+def test_what_is_not_named_stays():
+    t = toy().set("name", "b")
+    page = Page(t.frames(level=[1, 5]))
+    assert page.all("select") == [] and page.all("img")[0]["alt"] == "b <1>"
+    assert len(page.all("input")) == 1
+
+
+def test_the_grid_of_the_maker_is_the_default():
+    t = toy(grid=dict(level=[1, 2]))
+    assert t.frames().count("data:image") == 3 == t.frames(level=[2, 5]).count("data:image")
+
+
+def test_limits(monkeypatch):
+    many = e.Explorer(shades, 1, 1, level=e.slider(range(61)), name=e.choice("a"),
+                      dark=e.check())
+    with pytest.raises(BadInput, match="122 frames"): many.frames()
+    with pytest.raises(BadInput, match="61 frames"): many.frames(level=range(61))
+    monkeypatch.setattr(e, "BYTES", 1000)
+    with pytest.raises(BadInput, match="bytes"): toy().frames()
+
+
+def test_frames_may_have_another_shape():
+    wide, tall = toy(), toy(page=(1, 2))
+    assert Page(wide.frames()).all("img")[0]["width"] == "200"
+    assert 'width="100" height="200"' in tall.frames()
+
+
+# what is kept
+
+def test_a_second_look_computes_nothing(home, monkeypatch):
+    look = x.Look(per_class=4)
+    first = x.arrays(look)
+    monkeypatch.setattr(x, "compute", lambda *a: pytest.fail("computed again"))
+    assert x.arrays(look) is first
+    monkeypatch.setattr(x, "MEMORY", {})
+    again = x.arrays(look)  # from the disk
+    assert again.keys() == first.keys()
+    assert all(torch.equal(again[k], first[k]) for k in first)
+    assert {p.suffix for p in home.iterdir()} == {".safetensors"}
+
+
+def test_a_cache_that_cannot_be_written_is_no_obstacle(home, monkeypatch):
+    home.parent.joinpath("file").write_text("")
+    monkeypatch.setenv("DH_CACHE", str(home.parent / "file"))
+    assert x.kept({}, lambda: {"a": torch.ones(1)})["a"].item() == 1
+
+
+def test_the_memory_forgets_the_oldest(monkeypatch):
+    monkeypatch.setattr(x, "MEMORY", {})
+    for i in range(30): x.remembered((i,), lambda i=i: i)
+    assert len(x.MEMORY) == 24 and (29,) in x.MEMORY and (0,) not in x.MEMORY
+
+
+# the four
+
+@pytest.fixture
+def four(home, monkeypatch, tmp_path):
+    "The explorers, small; without packages that are optional."
+    monkeypatch.setattr(x, "deep", lambda: False)
+    return dict(distances=x.explore_distances(4), hiding=x.explore_hiding(),
+                results=x.explore_results())
+
+
+@pytest.mark.parametrize("name, moves", [
+    ("distances", dict(cls=5, view="tsne", what="pictures", method="class DCT",
+                       after="jpeg", strength=5)),
+    ("hiding", dict(bands=1, db=40, damage="jpeg 10", secret="bee", cover="flower")),
+    ("results", dict(table="cifar10, small, first 1000 a class, quick", by="PSNR",
+                     full=True))])
+def test_each_control_changes_the_picture(name, moves, four):
+    t = four[name]
+    for control, value in moves.items():
+        png, words = t.now()
+        t.set(control, value)
+        assert t.now()[0] != png and t.caption != words, control
+
+
+def test_clean_pictures_have_no_changes(four):
+    with pytest.raises(BadInput, match="no changes"):
+        four["distances"].draw(method="clean")
+
+
+def test_the_step_matters_only_to_who_adapts(four, monkeypatch):
+    t = four["distances"]
+    assert t.draw(step=0) == t.draw(step=40)
+    weights = x.load_hider("fast").state_dict()
+    both = {f"{n}/{k}": v + (n > 0) * 1e-3 for n in x.MOMENTS for k, v in weights.items()}
+    monkeypatch.setattr(x, "adapt", lambda *a: both)
+    monkeypatch.setattr(x, "deep", lambda: True)
+    monkeypatch.setattr(x, "network", lambda layer: x.Extractor(
+        torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8)), "0", 0.5, pooled=False))
+    t = x.explore_distances(4).set("method", "adapting, without LFC")
+    assert "after 0 steps" in t.caption and t.draw(step=0) != t.draw(step=40)
+
+
+def test_a_folder_of_ones_own(home, tmp_path):
+    from dh_nb.protect import protect
+    protect("embedded", tmp_path / "mine", per_class=4)
+    t = x.explore_distances(4, (str(tmp_path / "mine"),))
+    name = f"files:{tmp_path / 'mine'}"
+    a, b = (x.published("embedded", 4, m)[0] for m in (name, "dh"))
+    assert x.decibel(a, b).min() > 45 and name in t.controls["method"].values
+
+
+def test_no_results_are_said(home, tmp_path):
+    t = x.explore_results(tmp_path)
+    assert "no folder of results" in t.caption and t.now()[0]
+    assert x.accuracies(x.all_rows(tmp_path), "dh") == {}
+    assert "no folder of results" in x.said_accuracy(dict(clean={}, dh={}), "jpeg")
+
+
+def test_every_countermeasure_is_shown_or_missed(home, monkeypatch):
+    calls = []
+    def treat(name, x8, y, rows, strength):
+        calls.append(name)
+        if name == "dvae": raise BadInput("not here")
+        return x8[rows]
+    monkeypatch.setattr(x, "treat", treat)
+    t = x.explore_countermeasures()
+    assert "quality 10" in t.caption and len(calls) == 19
+    assert "not installed" in t.picture(after="dvae").alt and len(calls) == 19
+    t.draw(strength=1)
+    assert len(calls) == 38
+
+
+def test_strengths_are_in_order_and_three_is_the_suite():
+    for name, (values, *_) in {**x.STRENGTHS, **x.DEEPER}.items():
+        assert len(values) == 5
+        assert list(values) in (sorted(values), sorted(values, reverse=True)), name
+
+
+def test_pages_are_what_a_site_asks_for():
+    assert set(x.PAGES) == {"distances", "hiding", "countermeasures", "results"}
+    for make in x.PAGES.values():
+        t = make()
+        e.frame_grid(t, t.grid)
+        assert t.title and t.page[0] <= 6.5
+
+
+# the command
+
+def test_a_room_is_found_in_the_clone_or_in_the_package(monkeypatch, tmp_path):
+    assert cli.notebook("80_explorers").parent.name == "nbs"
+    with pytest.raises(BadInput): cli.notebook("81_nothing")
+    home = tmp_path / "site" / "dh_nb"
+    (home / "notebooks").mkdir(parents=True)
+    (home / "notebooks" / "80_explorers.ipynb").write_text("{}")
+    monkeypatch.setattr(cli.dh_nb, "__file__", str(home / "__init__.py"))
+    path = cli.notebook("80_explorers")
+    assert path.parent.name == "notebooks"
+    assert cli.own_copy(path, tmp_path / "out").parent == tmp_path / "out"
+
+
+@pytest.mark.parametrize("voila", [False, True])
+def test_what_is_started(voila, monkeypatch):
+    seen = []
+    def call(line):
+        seen.append(line)
+        page = json.loads(open(line[3], encoding="utf-8").read())
+        assert page["cells"] and (not voila or len(page["cells"]) == 8)
+        return 0
+    monkeypatch.setattr(cli.subprocess, "call", call)
+    monkeypatch.setattr(cli, "find_spec", lambda name: True)
+    with pytest.raises(SystemExit) as end:
+        cli.explore(["--no-browser"] + ["--voila"] * voila)
+    assert end.value.code == 0
+    assert seen[0][2] == ("voila" if voila else "jupyterlab") and "--no-browser" in seen[0]
+
+
+def test_a_missing_program_is_one_sentence(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as end: cli.explore(["--voila"])
+    assert end.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("dh_explore: voila is not installed") and said.count("\n") == 1
