@@ -1,7 +1,6 @@
 "The explorers as a reader meets them: JupyterLab in a real browser, Run All, move a control."
 import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from contextlib import closing, suppress
-from pathlib import Path
 
 import pytest
 
