@@ -1,5 +1,5 @@
 "The explorers as a reader meets them: JupyterLab in a real browser, Run All, move a control."
-import json, os, re, shutil, socket, subprocess, sys, time, urllib.request
+import json, os, shutil, socket, subprocess, sys, time, urllib.request
 from contextlib import closing, suppress
 
 import pytest
@@ -174,9 +174,8 @@ def test_an_explorer_answers_to_its_controls(at, sliders, lists, four):
 
 def test_a_check_box_answers(four):
     explorer = four.locator(".dh-explorer").nth(3)
-    tables = named(explorer, "table", "select")
-    gaps = tables.locator("option", has_text=re.compile(r"small, .* quick$")).first.inner_text()
-    moved(explorer, lambda: tables.select_option(label=gaps))
+    gaps = "cifar10, small, first 1000 a class, quick"  # not every line has every column
+    moved(explorer, pick(explorer, "table", gaps))
     box = explorer.locator("input[type=checkbox]")
     assert "all lines share" in moved(explorer, box.check)
     assert "all lines share" not in moved(explorer, box.uncheck)
