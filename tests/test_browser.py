@@ -175,7 +175,7 @@ def test_an_explorer_answers_to_its_controls(at, sliders, lists, four):
 def test_a_check_box_answers(four):
     explorer = four.locator(".dh-explorer").nth(3)
     gaps = "cifar10, small, first 1000 a class, quick"  # not every line has every column
-    moved(explorer, pick(explorer, "table", gaps))
+    pick(explorer, "table", gaps)()
     box = explorer.locator("input[type=checkbox]")
     assert "all lines share" in moved(explorer, box.check)
     assert "all lines share" not in moved(explorer, box.uncheck)

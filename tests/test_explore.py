@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from dh_nb import cli, explore as e, explorers as x
+from dh_nb import cli, data, explore as e, explorers as x
 from dh_nb.data import BadInput
 
 VOID = {"img", "input", "br", "meta"}
@@ -222,7 +222,7 @@ def four(home, monkeypatch, tmp_path):
     ("distances", dict(cls=5, view="tsne", what="pictures", method="class DCT",
                        after="jpeg", strength=5)),
     ("hiding", dict(bands=1, db=40, damage="jpeg 10", secret="bee", cover="flower")),
-    ("results", dict(table="cifar10, small, first 1000 a class, quick", by="PSNR",
+    ("results", dict(table="cifar10, small, first 1000 a class, quick48", by="PSNR",
                      full=True))])
 def test_each_control_changes_the_picture(name, moves, four):
     t = four[name]
@@ -302,7 +302,7 @@ def test_a_room_is_found_in_the_clone_or_in_the_package(monkeypatch, tmp_path):
     home = tmp_path / "site" / "dh_nb"
     (home / "notebooks").mkdir(parents=True)
     (home / "notebooks" / "80_explorers.ipynb").write_text("{}")
-    monkeypatch.setattr(cli.dh_nb, "__file__", str(home / "__init__.py"))
+    monkeypatch.setattr(data, "files", lambda package: home)
     path = cli.notebook("80_explorers")
     assert path.parent.name == "notebooks"
     assert cli.own_copy(path, tmp_path / "out").parent == tmp_path / "out"

@@ -1,10 +1,11 @@
 "The site: built strictly, then read in a browser that may ask for nothing outside."
-import functools, html, http.server, importlib.util, os, re, shutil, subprocess, sys, threading
+import functools, html, http.server, os, re, shutil, subprocess, sys, threading
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from filelock import FileLock
 
 import house
 
@@ -24,25 +25,31 @@ PAGES = {"distances": Fake}
 '''
 
 
-def real_frames(): return importlib.util.find_spec(f"{house.LIB}.explorers") is not None
-
-
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
-    "The pages, built from a copy as `make docs` builds them; a warning is an error."
-    tmp = tmp_path_factory.mktemp("site")
+    "The pages, built once for all test processes; a warning is an error."
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: place = place.parent
+    with FileLock(place / "site.lock"):
+        if not (place / "site/_docs/index.html").exists(): build(place / "site")
+    return place / "site/_docs"
+
+
+def build(tmp):
+    "As `make docs` does it, from a copy and with an explorer that is quickly drawn."
+    shutil.rmtree(tmp, ignore_errors=True)
     for name in ("nbs", "images"):
         shutil.copytree(house.ROOT / name, tmp / name, ignore=shutil.ignore_patterns(
             ".*", "__pycache__", "project"))
     for name in ("README.md", "settings.ini", house.LIB, "results"):
         (tmp / name).symlink_to(house.ROOT / name)
     (tmp / "fake_explorers.py").write_text(FAKE)
-    run = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-b", "html"]
-    if not real_frames(): run += ["-D", "frames_module=fake_explorers"]
+    run = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-b", "html",
+           "-D", "frames_module=fake_explorers"]
     done = subprocess.run([*run, "nbs", "_docs"], cwd=tmp, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(tmp), "DOCS_EXEC": "off"})
+    if done.returncode: shutil.rmtree(tmp / "_docs", ignore_errors=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return tmp / "_docs"
 
 
 class Reader(HTMLParser):
@@ -220,6 +227,5 @@ def test_frames_move_by_keyboard(visit):
 
 
 def test_an_explorer_that_is_missing_says_so(visit):
-    if real_frames(): pytest.skip("all explorers are there")
     page = visit("explorers.html")
     assert "is not in this build" in page.locator(".no-frames").first.inner_text()
