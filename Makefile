@@ -9,14 +9,20 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet --roo
 FACTS := settings.ini setup.py
 EXEC := off
 
-.PHONY: demo test docs docs-fresh clean
+.PHONY: demo test chromium docs docs-fresh clean
 .NOTPARALLEL:
 
 demo: .venv/.package
 	.venv/bin/dh_demo --out demo --force
 
-test: .venv/.dev
+test: .venv/.dev chromium
 	$(PY) -m pytest tests -n 2 --dist worksteal --durations=5 --cov=dh_nb --cov-config=tests/coverage.ini --cov-fail-under=85
+
+# The browser tests need Chromium: fetched where that may be done, else they are skipped.
+chromium:
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null || \
+	{ test "$$(id -u)" = 0 && { apt-get update -qq; apt-get install -y -qq chromium; } >/dev/null 2>&1; } || \
+	echo "No Chromium here, and none could be installed: the browser tests are skipped."
 
 docs: .venv/.dev
 	DOCS_EXEC=$(EXEC) .venv/bin/sphinx-build -q -E -W --keep-going -b html nbs _docs
