@@ -120,14 +120,14 @@ def state(explorer):
             explorer.locator(".dh-caption").inner_text())
 
 
-def moved(explorer, move, seconds=60):
-    "Make a move and wait for another picture with other words."
+def moved(explorer, move, says="", seconds=60):
+    "Make a move and wait for another picture with these words; progress comes first."
     before = state(explorer)
     move()
     end = time.time() + seconds
     while time.time() < end:
         now = state(explorer)
-        if now[0] != before[0] and now[1] != before[1]:
+        if now[0] != before[0] and now[1] != before[1] and says in now[1]:
             assert not now[1].startswith(("Error", "Not possible")), now[1]
             return now[1]
         time.sleep(0.05)
@@ -165,9 +165,9 @@ def test_an_explorer_answers_to_its_controls(at, sliders, lists, four):
     explorer = four.locator(".dh-explorer").nth(at)
     explorer.scroll_into_view_if_needed()
     for label, says in sliders.items():
-        assert says in moved(explorer, slide(explorer, label))
+        assert says in moved(explorer, slide(explorer, label), says)
     for label, (value, says) in lists.items():
-        assert says in moved(explorer, pick(explorer, label, value))
+        assert says in moved(explorer, pick(explorer, label, value), says)
     if folder := os.environ.get("DH_SHOTS"):
         explorer.screenshot(path=f"{folder}/live_{at}.png")
 
