@@ -447,7 +447,8 @@ BENCH_OPTIONS = {
     "--full": dict(action="store_true",
                    help="train the other loop to the goal too: hours on two cores"),
 }
-PLAN = list(BENCH_OPTIONS)[:-4]  # what a plan is made of
+PLAN = [k for k in BENCH_OPTIONS  # what a plan is made of
+        if k not in ("--ray", "--out", "--seconds", "--full")]
 
 # %% ../nbs/91_cli.ipynb #654e1c7e
 def bench_dataset(
@@ -511,7 +512,7 @@ def bench_speed(
     keep = Path(a.results) / "plain.safetensors"
     keep.parent.mkdir(parents=True, exist_ok=True)
     rows = speed(data, n, seconds=a.seconds, full=a.full, keep=keep, results=a.results)
-    keep.unlink(missing_ok=True)
+    if a.full: keep.unlink(missing_ok=True)  # else it may be somebody's half training
     fields = ("name", "value", "unit", "note")
     print(markdown_table([{k: getattr(r, k) for k in fields} for r in rows],
                          fmt={"value": "{:.4g}"}))

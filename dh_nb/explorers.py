@@ -43,8 +43,8 @@ from .countermeasures.adversarial import pgd
 from .countermeasures.augment import RandAugment
 from .countermeasures.purify import DVAEPurify, DiffusionPurify, fit_linear
 from .countermeasures.suite import countermeasure, suite
-from .data import (BadInput, data_root, load_dataset, photographs, to_float,
-                        to_uint8)
+from .data import (BadInput, data_root, load_dataset, notebook_folder, photographs,
+                        to_float, to_uint8)
 from .distort import (RandomDistortion, bit_depth, gaussian_blur, grayscale, jpeg,
                            mean_filter, median, noise)
 from .evaluate import from_folder
@@ -737,8 +737,9 @@ def all_treated(
     data = opened(dataset, EACH).data
     x8, out = published(dataset, EACH, method)[0], {}
     rows = torch.tensor([int((data.y == c).nonzero()[0]) for c in data.y.unique()])
-    for i, name in enumerate(["none", *suite()]):
-        progress(i / 19, f"{method}: {name}")
+    names = ["none", *suite()]
+    for i, name in enumerate(names):
+        progress(i / len(names), f"{method}: {name}")
         try: out[name] = treat(name, x8, data.y, rows, strength)
         except BadInput: continue
     return out
@@ -758,11 +759,12 @@ def treated(
 
 # %% ../nbs/80_explorers.ipynb #75185329
 def results_home(
-    folder: str | Path | None = None,  # where to look; None: here, then in the clone
+    folder: str | Path | None = None,  # where; None: here, the clone, the package
 ) -> Path | None:  # None: there are no rows
     "The folder with rows."
-    clone = Path(dh_nb.__file__).parent.parent / "results"
-    places = [Path(folder)] if folder else [Path("results"), clone]
+    here = notebook_folder()
+    places = [Path(folder)] if folder else [
+        Path("results"), here.parent / "results", here / "results"]
     return next((p for p in places if (p / "cells.jsonl").exists()), None)
 
 
