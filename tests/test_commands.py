@@ -312,7 +312,7 @@ def test_the_demo_reaches_its_bars(tmp_path):
     assert m["clean_accuracy"] >= 80 and m["protected_accuracy"] <= 30
     assert m["psnr_min"] >= 30.1
     page = (tmp_path / "demo" / "report.html").read_text()
-    assert page.count("<img") == 4 and "http" not in page
+    assert page.count("<img") == 4 and "://" not in page
     (tmp_path / "demo" / "mine.txt").write_text("keep")
     assert call("demo", "--out", tmp_path / "demo", "--force") == 2
 
