@@ -249,6 +249,7 @@ def error_minimising(
     data: ImageSet,  # pictures to make easy
     seed: int,  # of the surrogate
     by_class: bool = False,  # True: one noise per class; False: per picture
+    surrogate: str = "narrow",  # the network, see `net`
     rounds: int = 10,  # at most
     train: int = 20,  # batches a round
     steps: int = 5,  # of descent a round
@@ -258,7 +259,7 @@ def error_minimising(
     g, x8, y = torch.Generator().manual_seed(seed), data.x, data.y
     of = y if by_class else torch.arange(len(y))
     noise = torch.zeros(int(of.max()) + 1, *x8.shape[1:], dtype=torch.int8)
-    model = fresh("quick", len(data.classes), x8).to(device())
+    model = fresh(surrogate, len(data.classes), x8).to(device())
     plans = optimisers(model, 0.1, 5e-4, rounds * train)
     for turn in range(rounds):
         files = noised(x8, noise, of)
@@ -276,9 +277,10 @@ def em(
     db: float = 30.1,  # budget
     native: bool = False,  # True: up to 8 levels, whatever the PSNR
     by_class: bool = False,  # True: one noise per class
+    surrogate: str = "narrow",  # the network, see `net`
 ) -> torch.Tensor:  # published pictures, uint8 (N, 3, H, W)
     "Error-minimising noise (Huang et al. 2021; eq. 3)."
-    noise, of = error_minimising(task.data, seed, by_class)
+    noise, of = error_minimising(task.data, seed, by_class, surrogate)
     return sized(task, lambda rows: noise[of[rows]].float() / 255, db, native)
 
 # %% ../nbs/60_baselines.ipynb #db90fc84
@@ -403,6 +405,7 @@ RIVALS: dict[str, Callable] = {  # no hider in them, and none of our ideas
     "class noise": class_noise, "EM": em, "LSP": lsp, "AR": ar, "OPS": ops}
 RIVALS |= {f"{name}, native": partial(f, native=True) for name, f in RIVALS.items()}
 RIVALS["EM, class-wise"] = partial(em, by_class=True)
+RIVALS["EM, whitened"] = partial(em, surrogate="quick")
 METHODS: dict[str, Callable] = {  # name -> (task, seed) -> uint8 (N, 3, H, W)
     "clean": lambda task, seed: task.data.x,
     "dh": bundled_hider,
