@@ -30,7 +30,7 @@ from torch.nn.functional import interpolate
 from .data import BadInput, load_dataset, notebook, read_image
 from .distort import RandomDistortion
 from .features import extractor
-from .hiding import Hider, Preset, preset
+from .hiding import Hider, Preset, at_places, preset
 from .lfc import Concentration
 from .nets import net
 from .protect import (expected, protect as protect_folder, reveal_image, save_png,
@@ -38,8 +38,9 @@ from .protect import (expected, protect as protect_folder, reveal_image, save_pn
 from .results import append, missing, read
 from .semantic import keygen as write_key, read_key, semantic_images
 from .student import write_copies
-from .training import (bundled, finetune, fingerprint, library, load_hider,
-                            save_hider, train_hider)
+from .survive import adapt, harden
+from .training import (bundled, fingerprint, library, load_hider, save_hider,
+                            train_hider)
 from .victim import verify as verify_folder
 
 # %% ../nbs/91_cli.ipynb #d7a64fa9
@@ -157,8 +158,8 @@ def protect(
     how = "keyed" if a.key and a.assign == "own" else a.assign
     made = protect_folder(
         a.src, a.dst, a.weights or a.preset, a.per_class, a.seed, a.psnr, a.root,
-        a.strict, a.finetune, how=how, key=read_key(a.key) if a.key else None,
-        pictures=a.pictures, variants=a.variants)
+        a.strict, a.finetune, adapt, how=how, pictures=a.pictures, variants=a.variants,
+        key=read_key(a.key) if a.key else None)
     for line in made["skipped"]:
         print(f"skipped {line}", file=sys.stderr)
     print(f"Protected {len(made['images'])} images of {len(made['classes'])} classes, "
@@ -278,7 +279,7 @@ def training_options(
     add("--out", required=True, metavar="FILE", help="a new .safetensors file")
     add("--steps", type=positive, default=600, help="batches (default: 600)")
     add("--start", metavar="NAME", help="adapt these weights to the classes of SRC")
-    add("--resume", metavar="FILE", help="go on from these weights")
+    add("--resume", metavar="FILE", help="go on from these weights (or preset's)")
     add("--skip", type=int, default=0, help="rows of each class to leave out")
     add("--size", type=positive, default=32, help="side of covers (default: 32)")
     add("--weight", action="append", default=[], type=loss_weight, metavar="NAME=W",
@@ -293,7 +294,8 @@ def header_notes(
     if not path:
         return None
     load_hider(path)  # speaks up if it is not one
-    with safe_open(path, "pt") as f:
+    file = Path(path) if Path(path).exists() else bundled(path)
+    with safe_open(file, "pt") as f:
         said = f.metadata()
     return json.loads(said["notes"]) | dict(preset=json.loads(said["preset"]))
 
@@ -314,7 +316,8 @@ def train(
     if a.start:
         hider = load_hider(a.start)
         secrets = semantic_images(data.classes, 4, data.x.shape[-1], a.seed)
-        log = finetune(hider, data.x, secrets, a.steps, a.psnr, a.seed)
+        log = adapt(hider, data.x, at_places(secrets, hider.preset.places), a.steps,
+                    a.psnr, a.seed)
     else:
         base = preset(a.preset)
         wanted = replace(base, weights=base.weights | dict(a.weight))
@@ -331,8 +334,8 @@ def fifties(
 ) -> list[dict[str, float]]:  # means of fifty steps each
     "A log short enough for a header."
     parts = (log[i:i + 50] for i in range(0, len(log), 50))
-    return [{k: round(sum(r[k] for r in part) / len(part), 5) for k in part[0]}
-            for part in parts]
+    return [{k: round(sum(r[k] for r in part) / len(part), 5)
+             for k, v in part[0].items() if isinstance(v, float)} for part in parts]
 
 
 def universal_hider(
@@ -349,6 +352,8 @@ def universal_hider(
     if start:
         hider.load_state_dict(load_hider(start).state_dict())
     want = hider.preset.weights.get
+    if want("alone"):
+        return hider, harden(hider, x8, None, steps, db, seed)
     reader = net("quick", len(secrets)) if want("reader") else None
     look = extractor(size=48) if want("lfc") else None
     lfc = Concentration(look, distort, most=16) if look else None

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from .data import (BadInput, amp, device, first_per_class, list_folder,
                         load_dataset, read_image, read_images, split_folder,
                         to_float, to_square)
-from .hiding import Hider
+from .hiding import Hider, at_places
 from .quality import linf, psnr, ssim, to_budget
 from .results import revision
 from .semantic import assign, own_pictures, semantic_images
@@ -117,17 +117,19 @@ def hidden_pictures(
     pictures: str | Path | None = None,  # class folders of your own pictures instead
     variants: int = 1,  # pictures of each class
     seed: int = 0,  # colours and textures, unless a key decides them
-) -> tuple[torch.Tensor, dict]:  # (classes, variants, 3, WORK, WORK); what may be told
-    "What each class hides, and what a manifest says about it."
+    places: int = 1,  # of the preset, see `at_places`
+) -> tuple[torch.Tensor, dict]:  # (classes, n, 3, WORK, WORK); what may be told
+    "What each class hides, n = variants x places, and what a manifest says about it."
+    told = dict(variants=variants, places=places)
     if pictures is not None:
         if how != "own":
             raise BadInput("Own pictures are hidden as they are, without a key.")
-        return (own_pictures(pictures, classes, variants, WORK),
-                dict(hidden="own pictures", variants=variants))
+        return (at_places(own_pictures(pictures, classes, variants, WORK), places),
+                dict(hidden="own pictures", **told))
     choice = assign(classes, how, key, seed)
-    told = {} if key else dict(names=choice.names, seed=seed)
-    return (semantic_images(choice.names, variants, WORK, choice.seed),
-            dict(hidden=how, variants=variants, **told))
+    told |= {} if key else dict(names=choice.names, seed=seed)
+    secrets = semantic_images(choice.names, variants, WORK, choice.seed)
+    return at_places(secrets, places), dict(hidden=how, **told)
 
 
 def dealt(
@@ -223,6 +225,7 @@ def adapted(
     steps: int,  # of training; 0: none
     db: float,  # budget
     seed: int,  # of the training
+    adapt: Callable,  # how to train, with the parameters of `finetune`
 ) -> None:
     "Finetune a hider and keep its weights beside the target, or do nothing."
     if not steps:
@@ -230,7 +233,7 @@ def adapted(
     path = dst.with_name(dst.name + ".safetensors")
     if path.exists():
         raise BadInput(f"{path} exists, and the adapted weights belong there.")
-    finetune(hider, source.sample(), secrets, steps, db, seed)
+    adapt(hider, source.sample(), secrets, steps, db, seed)
     save_hider(hider.cpu(), path, adapted_steps=steps, seed=seed, psnr=db)
     hider.to(device())
 
@@ -293,6 +296,7 @@ def protect(
     root: str | Path | None = None,  # where data sets live
     strict: bool = False,  # refuse unreadable files instead of skipping them
     steps: int = 0,  # of training on these very pictures first
+    adapt: Callable = finetune,  # how, see also `adapt` in 56_survive
     **what,  # how, key, pictures and variants of `hidden_pictures`
 ) -> dict:  # the manifest, as written to `dst/manifest.json`
     "Protect every picture of `src`: PNGs in class folders and a manifest."
@@ -302,8 +306,9 @@ def protect(
     dst = Path(dst)
     check_target(dst, Path(src) if Path(src).is_dir() else None)
     source = open_source(src, root, per_class, strict)
-    secrets, told = hidden_pictures(source.classes, seed=seed, **what)
-    adapted(hider, source, secrets, dst, steps, db, seed)
+    secrets, told = hidden_pictures(source.classes, seed=seed,
+                                    places=hider.preset.places, **what)
+    adapted(hider, source, secrets, dst, steps, db, seed, adapt)
     with whole_folder(dst) as out:
         images = write_pictures(source, out, hider, secrets, db)
         skipped = [f"{p.parent.name}/{p.name}: {why}" for p, why in source.bad]
@@ -346,4 +351,4 @@ def expected(
                        else "This folder was protected without a key.")
     seed = manifest.get("seed", 0)
     return hidden_pictures(manifest["classes"], how, key, None, manifest["variants"],
-                           seed)[0]
+                           seed, manifest.get("places", 1))[0]

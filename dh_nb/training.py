@@ -104,6 +104,7 @@ def hiding_step(
     reader: nn.Module | None = None,  # (B, 3, H, W) -> scores of all shapes
     concentrate: Callable | None = None,  # (cover, stego, y, g) -> scalar, as LFC
     db: float = 30.1,  # budget
+    crowd: Callable | None = None,  # (cover, stego, y, g) -> name -> scalar
 ) -> dict[str, torch.Tensor]:  # name -> scalar loss
     "Hide, publish, distort half of the batch, reveal, read: all losses of one batch."
     with amp(cover.device):
@@ -120,7 +121,7 @@ def hiding_step(
         losses["reader"] = reader_loss(scores, y.repeat(2))
     if concentrate is not None:
         losses["lfc"] = concentrate(cover, stego, y, g)
-    return losses
+    return losses | crowd(cover, stego, y, g) if crowd else losses
 
 # %% ../nbs/32_training.ipynb #e3098335
 def plans_of(
@@ -156,18 +157,20 @@ def train_hider(
     db: float = 30.1,  # budget in dB
     clip: float = 1.0,  # largest norm of the hider's gradient
     seed: int = 0,  # covers, secrets, distortions
+    crowd: Callable | None = None,  # losses of its own; has methods `draw` and `step`
 ) -> list[dict[str, float]]:  # every loss of every step
     "Train a hider on random pairs of cover and secret; Adam, one cycle."
     at, g, log = device(), torch.Generator().manual_seed(seed), []
     for part in filter(None, (hider, reader)):
-        part.to(at).train()
+        part.to(at, memory_format=torch.channels_last).train()
     if hasattr(reader, "fit"):
         reader.fit(to_float(x8[:2000]).to(at))
     plans = plans_of(hider, reader, hider.preset.lr, steps)
+    draw = crowd.draw if crowd else draw_batch
     for _ in (bar := tqdm(range(steps), "train hider", unit="step", leave=False)):
-        cover, secret, y = (t.to(at) for t in draw_batch(x8, secrets, batch, g))
+        cover, secret, y = (t.to(at) for t in draw(x8, secrets, batch, g))
         losses = hiding_step(hider, cover, secret, y, g, distort, reader, concentrate,
-                             db)
+                             db, crowd)
         for opt, _ in plans:
             opt.zero_grad()
         weighted(losses, hider.preset.weights).backward()
@@ -175,8 +178,11 @@ def train_hider(
         for opt, plan in plans:
             opt.step()
             plan.step()
+        if crowd:
+            crowd.step()
         log.append({k: v.item() for k, v in losses.items()})
-        bar.set_postfix(reveal=f"{log[-1]['reveal']:.3f}")
+        bar.set_postfix(reveal=f"{log[-1]['reveal']:.3f}",
+                        **(crowd.state if crowd else {}))
     hider.eval()
     return log
 
