@@ -128,9 +128,9 @@ def choices(
 ) -> None:
     "What dh_protect may hide, and whether it trains first."
     add = p.add_argument
-    add("--assign", choices=("own", "far", "keyed"), default="own",
-        help="each class hides its own shape (default), shapes far apart, or a choice "
-             "that only your key can tell")
+    add("--assign", choices=("own", "far", "keyed"),
+        help="each class hides its own shape, one of shapes far apart, or a choice "
+             "that only your key can tell (default: as the preset was trained)")
     add("--pictures", metavar="DIR", help="hide pictures of yours, in class folders")
     add("--variants", type=positive, default=1, metavar="N",
         help="pictures of each class that are hidden in turn (default: 1)")
@@ -155,10 +155,9 @@ def protect(
     common(p, "--key")
     choices(p)
     a = p.parse_args(args)
-    how = "keyed" if a.key and a.assign == "own" else a.assign
     made = protect_folder(
         a.src, a.dst, a.weights or a.preset, a.per_class, a.seed, a.psnr, a.root,
-        a.strict, a.finetune, adapt, how=how, pictures=a.pictures, variants=a.variants,
+        a.strict, a.finetune, adapt, a.assign, pictures=a.pictures, variants=a.variants,
         key=read_key(a.key) if a.key else None)
     for line in made["skipped"]:
         print(f"skipped {line}", file=sys.stderr)

@@ -26,6 +26,7 @@ class Preset:
     weights: dict = field(default_factory=dict)  # loss name -> weight
     lr: float = 1e-3  # highest learning rate of Adam
     places: int = 1  # at which the pictures of a class may hide: 1, 4 or 16
+    hides: str = "own"  # which shapes, unless one says otherwise: "own" or "far"
 
 
 PRESETS = {p.name: p for p in (
@@ -36,7 +37,7 @@ PRESETS = {p.name: p for p in (
     Preset("robust", dict(split="dct8", blocks=3, growth=32, layers=3, band=24,
                           gain=4.0),
            dict(reveal=0.3, structure=1.0, colour=0.2, excess=100.0, reader=1.0,
-                alone=0.5), places=4))}
+                alone=0.5), places=4, hides="far"))}
 
 
 def preset(

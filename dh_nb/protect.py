@@ -297,7 +297,8 @@ def protect(
     strict: bool = False,  # refuse unreadable files instead of skipping them
     steps: int = 0,  # of training on these very pictures first
     adapt: Callable = finetune,  # how, see also `adapt` in 56_survive
-    **what,  # how, key, pictures and variants of `hidden_pictures`
+    how: str | None = None,  # "own", "far" or "keyed"; None: as key and preset say
+    **what,  # key, pictures and variants of `hidden_pictures`
 ) -> dict:  # the manifest, as written to `dst/manifest.json`
     "Protect every picture of `src`: PNGs in class folders and a manifest."
     if not 20 <= db <= 60:
@@ -306,7 +307,9 @@ def protect(
     dst = Path(dst)
     check_target(dst, Path(src) if Path(src).is_dir() else None)
     source = open_source(src, root, per_class, strict)
-    secrets, told = hidden_pictures(source.classes, seed=seed,
+    usual = ("keyed" if what.get("key") else "own" if what.get("pictures")
+             else hider.preset.hides)
+    secrets, told = hidden_pictures(source.classes, how or usual, seed=seed,
                                     places=hider.preset.places, **what)
     adapted(hider, source, secrets, dst, steps, db, seed, adapt)
     with whole_folder(dst) as out:

@@ -210,7 +210,7 @@ def test_the_manifest_tells_no_place_and_no_time(photos, tmp_path):
     assert str(tmp_path) not in text and "photos" not in text
     assert set(json.loads(text)) == {"tool", "revision", "preset", "weights_sha256",
                                      "psnr_budget", "seed", "classes", "images", "skipped",
-                                     "hidden", "variants", "names"}
+                                     "hidden", "variants", "places", "names"}
 
 
 def test_a_keyed_folder_tells_nothing(photos, tmp_path, capsys):

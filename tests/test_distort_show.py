@@ -203,7 +203,7 @@ def test_draws_keep_to_weights_and_ranges():
     assert set(kinds) == {"jpeg", "none"} and 110 < kinds.count("jpeg") < 190
     assert all(20 <= a.value <= 25 for a in draws if a.kind == "jpeg")
     every = d.RandomDistortion()
-    assert {every.draw(g).kind for _ in range(100)} == set(d.SOFT)
+    assert {every.draw(g).kind for _ in range(100)} == set(d.USUAL)
 
 
 def test_every_kind_teaches():

@@ -1,0 +1,163 @@
+"Room 56 and what it changed: places, opponents, readers, a crowd, and hardened weights."
+import json
+
+import pytest
+import torch
+from hypothesis import given, settings, strategies as st
+
+from dh_nb import survive as s
+from dh_nb.countermeasures.adversarial import pgd
+from dh_nb.data import BadInput, load_dataset, to_float
+from dh_nb.distort import SOFT, RandomDistortion, shrink
+from dh_nb.hiding import Hider, Preset, at_places, preset
+from dh_nb.nets import net
+from dh_nb.protect import expected, hidden_pictures, protect, reveal_image, secret_distance
+from dh_nb.semantic import semantic_images
+from dh_nb.training import load_hider, save_hider
+from dh_nb.victim import Adversary, step
+
+quick = settings(max_examples=20, deadline=None, derandomize=True)
+THIN = Preset("robust", dict(split="dct8", blocks=1, growth=4, layers=2, band=4, gain=4.0),
+              preset("robust").weights, places=4)
+
+
+def gen(seed=0): return torch.Generator().manual_seed(seed)
+
+
+def pictures(n=8, size=32): return torch.rand(n, 3, size, size, generator=gen())
+
+
+# ---- places ----
+
+@pytest.mark.parametrize("places", [1, 4, 16])
+def test_places_are_rolls_each_once(places):
+    x = pictures(3)[:, None]
+    out = at_places(x, places)
+    assert out.shape == (3, places, 3, 32, 32)
+    assert torch.equal(out[:, 0], x[:, 0])
+    assert len({bytes(v.numpy()) for v in out[0]}) == places
+    torch.testing.assert_close(out.sum((2, 3, 4)), x.sum((2, 3, 4)).expand(-1, places))
+
+
+@pytest.mark.parametrize("places", [0, 2, 9, 64])
+def test_other_numbers_of_places_are_refused(places):
+    with pytest.raises(BadInput, match="choose 1, 4 or 16"): at_places(pictures()[:, None], places)
+
+
+def test_a_manifest_remembers_its_places(tmp_path):
+    torch.manual_seed(0)
+    save_hider(Hider(THIN), tmp_path / "w.safetensors")
+    told = protect("embedded", tmp_path / "out", tmp_path / "w.safetensors", per_class=4)
+    assert told["places"] == 4 and told["preset"] == "robust"
+    ought = expected(told)
+    assert torch.equal(ought, hidden_pictures(told["classes"], places=4)[0])
+    old = {k: v for k, v in told.items() if k != "places"}  # written before there were any
+    assert torch.equal(expected(old), ought[:, :1])
+    assert json.loads((tmp_path / "out/manifest.json").read_text())["places"] == 4
+
+
+# ---- soft distortions ----
+
+@given(share=st.floats(0.05, 1), side=st.integers(5, 33))
+@quick
+def test_shrinking_keeps_size_range_and_flat_pictures(share, side):
+    x = pictures(2, side)
+    y = shrink(x, share)
+    assert y.shape == x.shape and 0 <= y.min() and y.max() <= 1
+    torch.testing.assert_close(shrink(torch.full_like(x, 0.3), share), torch.full_like(x, 0.3))
+
+
+@pytest.mark.parametrize("kind", ["mean", "median", "small"])
+def test_new_kinds_pass_a_gradient(kind):
+    x = pictures().requires_grad_()
+    RandomDistortion({kind: 1})(x, gen()).square().sum().backward()
+    assert kind in SOFT and x.grad.abs().sum() > 0
+
+
+# ---- opponents ----
+
+@pytest.mark.parametrize("kind", list(s.SHARES))
+def test_every_opponent_lets_the_gradient_through_and_repeats_itself(kind):
+    x, y = pictures().requires_grad_(), torch.arange(8) % 4
+    model, foe = net("quick", 4), s.opponents(4)[kind]
+    runs = []
+    for _ in range(2):
+        torch.manual_seed(1)
+        seen, label = foe.batch(x, y, gen(5))
+        loss = foe.loss(model, seen, label)
+        runs.append(loss.item())
+        x.grad = None
+        loss.backward()
+        assert 0 <= seen.min() and seen.max() <= 1 and seen.shape == x.shape
+        assert x.grad.abs().sum() > 0 and model.training
+    assert abs(runs[0] - runs[1]) < 1e-5
+
+
+def test_near_is_as_bad_as_the_attack_it_is_made_of():
+    x, y, model = pictures(), torch.arange(8) % 4, net("quick", 4)
+    torch.manual_seed(3)
+    ours = s.Near().loss(model, x, y)
+    torch.manual_seed(3)
+    bad = pgd(model.eval(), x, y, 8 / 255, 8 / 255, 1)
+    torch.testing.assert_close(ours, Adversary().loss(model.train(), bad, y))
+
+
+def test_gray_readers_see_no_colour():
+    x = s.opponents(4)["gray"].batch(pictures(), torch.zeros(8, dtype=torch.long), gen())[0]
+    assert (x - x.mean(1, keepdim=True)).abs().max() < 2 / 255
+
+
+# ---- readers and crowd ----
+
+def test_a_reader_learns_what_is_plain():
+    cover, y = pictures(24), torch.arange(24) % 3
+    stego = cover.clone()
+    stego[:, :, 8:24, 8:24] = torch.eye(3)[y, :, None, None]
+    torch.manual_seed(0)
+    reader, g = s.Reader(Adversary(), torch.zeros(3, 1, 3, 32, 32), cover), gen()
+    for _ in range(40):
+        losses = reader.losses(cover, stego, y, g)
+        sum(losses.values()).backward()
+        reader.step()
+    assert reader.age == 40 and losses["alone"] < 0.3
+    with torch.no_grad(): assert (reader.net.eval()(stego).argmax(1) == y).float().mean() == 1
+
+
+def test_a_crowd_is_as_old_as_it_should_be():
+    crowd, x8 = s.Crowd(classes=3, life=5), load_dataset(per_class=3).x
+    lib, seen, g = pictures(20)[:, None], {}, gen()
+    for _ in range(60):
+        cover, secret, y = crowd.draw(x8, lib, 6, g)
+        reader = crowd.readers[crowd.kind]
+        seen.setdefault(crowd.kind, set()).add(id(reader.net))
+        assert reader.age < 5 and len(reader.secrets) == 3
+        assert all(any(torch.equal(a, b) for b in reader.secrets[:, 0]) for a in secret)
+        reader.age += 1
+    assert set(seen) == set(s.SHARES) and len(seen["gray"]) > 2
+
+
+def test_a_small_folder_has_small_readers():
+    crowd = s.Crowd()
+    crowd.draw(load_dataset(per_class=3).x, pictures(2)[:, None], 4, gen())
+    assert {len(r.secrets) for r in crowd.readers.values()} == {2}
+
+
+def test_harden_trains_repeats_itself_and_logs_its_readers():
+    x8, lib = load_dataset(per_class=3).x, semantic_images(["a", "b", "c"])
+    def once():
+        torch.manual_seed(1)
+        hider = Hider(THIN)
+        return hider, s.harden(hider, x8, lib, 4, seed=2, batch=8)
+    (a, log), (b, _) = once(), once()
+    flat = lambda h: torch.cat([p.detach().flatten() for p in h.parameters()])
+    assert torch.equal(flat(a), flat(b)) and not a.training
+    assert {"reader", "alone", "reveal", "structure", "kind", "age"} <= log[0].keys()
+    assert {r["kind"] for r in log} <= set(s.SHARES) and log[0]["age"] == 0
+
+
+def test_adapt_goes_on_as_the_preset_was_trained(monkeypatch):
+    called = []
+    for name in ("harden", "finetune"):
+        monkeypatch.setattr(s, name, lambda *a, name=name: called.append(name))
+    for hider in (Hider(THIN), load_hider("fast")): s.adapt(hider, None, None, 1)
+    assert called == ["harden", "finetune"]
