@@ -20,12 +20,13 @@ from .data import (BadInput, ImageSet, device, load_dataset, photographs,
                         to_float, to_uint8)
 from .distort import RandomDistortion
 from .features import extractor
-from .hiding import Hider
+from .hiding import Hider, at_places
 from .lfc import Concentration
 from .protect import WORK, dealt, hidden_pictures, protect_batch
 from .quality import to_budget
 from .semantic import semantic_images
 from .squeeze import BlockDCT
+from .survive import harden
 from .training import finetune, load_hider
 from .victim import (crop_flip, fresh, optimisers, pad_store, peek, schedule,
                           step)
@@ -143,12 +144,19 @@ def hide_all(
 
 def bundled_hider(
     task: Task,  # what to protect
-    seed: int,  # colours and textures of the hidden pictures
+    seed: int,  # of colours and textures, or of which class hides which shape
     db: float = 30.1,  # budget
+    preset: str = "fast",  # whose weights
+    steps: int = 0,  # of training before a crowd, on the spare pictures
 ) -> torch.Tensor:  # published pictures, uint8 (N, 3, H, W)
-    "Own shapes, hidden by the weights that ship: what `dh_protect` does."
-    secrets = SECRETS["own shapes"](task, seed)
-    return hide_all(load_hider("fast"), task.data, secrets, db)
+    "Shapes as the preset wants them, hidden by the weights that ship (`dh_protect`)."
+    hider = load_hider(preset)
+    secrets = (SECRETS["own shapes"](task, seed) if hider.preset.hides == "own" else
+               SECRETS["far shapes"](task, 0).roll(seed, 0))
+    secrets = at_places(secrets, hider.preset.places)
+    if steps:
+        harden(hider, task.spare.x, secrets, steps, db, seed)
+    return hide_all(hider, task.data, secrets, db)
 
 
 def adapted_hider(
@@ -409,6 +417,10 @@ RIVALS["EM, whitened"] = partial(em, surrogate="quick")
 METHODS: dict[str, Callable] = {  # name -> (task, seed) -> uint8 (N, 3, H, W)
     "clean": lambda task, seed: task.data.x,
     "dh": bundled_hider,
+    "robust": partial(bundled_hider, preset="robust"),
+    "robust, adapted": partial(bundled_hider, preset="robust", steps=400),
+    **{f"robust, {db} dB": partial(bundled_hider, db=float(db), preset="robust")
+       for db in (32, 34)},
     "adapted, own shapes": adapted_hider,
     "adapted, own shapes + LFC": partial(adapted_hider, lfc=1.0),
     **{f"adapted, {what}": partial(adapted_hider, what=what)

@@ -114,8 +114,8 @@ def cell(
         folder = Path(method.removeprefix("files:")).resolve()
         method, preset = f"files:{folder.name}", mark(folder)
         extra["folder"] = str(folder)
-    elif method == "dh" or method.startswith("adapted"):
-        preset = "fast"
+    elif method.startswith(("dh", "adapted", "robust")):
+        preset = "robust" if method.startswith("robust") else "fast"
     return dict(method=method, preset=preset, scale=scale, dataset=dataset,
                 subset=subset, victim=victim, countermeasure=after, seed=seed,
                 extra=extra)

@@ -166,9 +166,10 @@ class Crowd:
         shares: dict[str, float] | None = None,  # kind -> share, None: SHARES
         classes: int = 10,  # shapes of a reader; fewer if there are fewer
         life: int = 140,  # steps after which a reader is replaced
+        often: int = 20,  # shapes at the front of the book that come more often
     ):
         self.kinds, self.shares = kinds or opponents(classes), shares or SHARES
-        self.classes, self.life, self.readers = classes, life, {}
+        self.classes, self.life, self.often, self.readers = classes, life, often, {}
         self.log: list[tuple[str, int]] = []  # whose turn it was, and its age
         self.state: dict[str, str] = {}  # kind -> last loss at which age, for a bar
 
@@ -180,7 +181,9 @@ class Crowd:
         g: torch.Generator,  # chooses its shapes
     ) -> Reader:  # new
         "A reader with shapes of its own."
-        pick = torch.randperm(len(secrets), generator=g)[:self.classes].sort().values
+        front = torch.rand(1, generator=g) < 0.7
+        pool = min(self.often, len(secrets)) if front else len(secrets)
+        pick = torch.randperm(pool, generator=g)[:self.classes].sort().values
         return Reader(self.kinds[kind], secrets[pick], to_float(x8[:2000]))
 
     def draw(
