@@ -145,12 +145,13 @@ def hide_all(
 def bundled_hider(
     task: Task,  # what to protect
     seed: int,  # of colours and textures, or of which class hides which shape
-    db: float = 30.1,  # budget
+    db: float | None = None,  # budget; None: the preset's
     preset: str = "fast",  # whose weights
     steps: int = 0,  # of training before a crowd, on the spare pictures
 ) -> torch.Tensor:  # published pictures, uint8 (N, 3, H, W)
     "Shapes as the preset wants them, hidden by the weights that ship (`dh_protect`)."
     hider = load_hider(preset)
+    db = db or hider.preset.db
     secrets = (SECRETS["own shapes"](task, seed) if hider.preset.hides == "own" else
                SECRETS["far shapes"](task, 0).roll(seed, 0))
     secrets = at_places(secrets, hider.preset.places)

@@ -27,6 +27,7 @@ class Preset:
     lr: float = 1e-3  # highest learning rate of Adam
     places: int = 1  # at which the pictures of a class may hide: 1, 4 or 16
     hides: str = "own"  # which shapes, unless one says otherwise: "own" or "far"
+    db: float = 30.1  # budget, unless one says otherwise
 
 
 PRESETS = {p.name: p for p in (
@@ -37,7 +38,7 @@ PRESETS = {p.name: p for p in (
     Preset("robust", dict(split="dct8", blocks=3, growth=32, layers=3, band=24,
                           gain=4.0),
            dict(reveal=0.3, structure=1.0, colour=0.2, excess=100.0, reader=1.0,
-                alone=0.5), places=4, hides="far"))}
+                alone=0.5), places=4, hides="far", db=30.4))}
 
 
 def preset(

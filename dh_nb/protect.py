@@ -292,7 +292,7 @@ def protect(
     weights: str | Path = "fast",  # preset with bundled weights, or a safetensors file
     per_class: int | None = None,  # the first N of each class; None: all
     seed: int = 0,  # colours and textures of the hidden shapes
-    db: float = 30.1,  # budget: every picture has at least this PSNR
+    db: float | None = None,  # every picture has at least this PSNR; None: the preset's
     root: str | Path | None = None,  # where data sets live
     strict: bool = False,  # refuse unreadable files instead of skipping them
     steps: int = 0,  # of training on these very pictures first
@@ -301,9 +301,10 @@ def protect(
     **what,  # key, pictures and variants of `hidden_pictures`
 ) -> dict:  # the manifest, as written to `dst/manifest.json`
     "Protect every picture of `src`: PNGs in class folders and a manifest."
+    hider = load_hider(weights).to(device(), memory_format=torch.channels_last)
+    db = hider.preset.db if db is None else db
     if not 20 <= db <= 60:
         raise BadInput(f"The budget must lie between 20 and 60 dB, not {db:g}.")
-    hider = load_hider(weights).to(device(), memory_format=torch.channels_last)
     dst = Path(dst)
     check_target(dst, Path(src) if Path(src).is_dir() else None)
     source = open_source(src, root, per_class, strict)
