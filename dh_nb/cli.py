@@ -106,8 +106,9 @@ OPTIONS = {  # what several commands share, spelt the same everywhere
     "--preset": dict(default="fast", metavar="NAME", help="hider (default: fast)"),
     "--weights": dict(metavar="FILE", help="a .safetensors file of your own"),
     "--seed": dict(type=int, default=0, help="random seed (default: 0)"),
-    "--psnr": dict(type=float, default=30.1, metavar="DB",
-                   help="every picture has this PSNR or more (default: 30.1)"),
+    "--psnr": dict(type=float, metavar="DB",
+                   help="every picture has this PSNR or more (default: 30.1; hidden "
+                        "with robust: 30.4)"),
     "--root": dict(metavar="DIR", help="where data sets live (default: $DH_DATA)"),
     "--results": dict(metavar="DIR", help="append what was measured to DIR"),
     "--key": dict(metavar="FILE", help="your key, from dh_keygen"),
@@ -162,7 +163,7 @@ def protect(
     for line in made["skipped"]:
         print(f"skipped {line}", file=sys.stderr)
     print(f"Protected {len(made['images'])} images of {len(made['classes'])} classes, "
-          f"each at {a.psnr:g} dB or better, in {a.dst}.")
+          f"each at {made['psnr_budget']:g} dB or better, in {a.dst}.")
 
 # %% ../nbs/91_cli.ipynb #86f0d4cf
 @command
@@ -284,6 +285,7 @@ def training_options(
     add("--weight", action="append", default=[], type=loss_weight, metavar="NAME=W",
         help="another weight for a loss")
     common(p, "--per-class", "--preset", "--seed", "--psnr", "--root")
+    p.set_defaults(psnr=30.1)
 
 # %% ../nbs/91_cli.ipynb #b3bdf349
 def header_notes(
