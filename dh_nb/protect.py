@@ -225,7 +225,7 @@ def adapted(
     steps: int,  # of training; 0: none
     db: float,  # budget
     seed: int,  # of the training
-    adapt: Callable,  # how to train, with the parameters of `finetune`
+    adapt: Callable = finetune,  # how to train; the same parameters
 ) -> None:
     "Finetune a hider and keep its weights beside the target, or do nothing."
     if not steps:
