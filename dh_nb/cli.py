@@ -40,7 +40,7 @@ from .semantic import keygen as write_key, read_key, semantic_images
 from .student import write_copies
 from .survive import adapt, harden
 from .training import (bundled, fingerprint, library, load_hider, save_hider,
-                            train_hider)
+                            train_hider, weights_file)
 from .victim import verify as verify_folder
 
 # %% ../nbs/91_cli.ipynb #d7a64fa9
@@ -295,8 +295,7 @@ def header_notes(
     if not path:
         return None
     load_hider(path)  # speaks up if it is not one
-    file = Path(path) if Path(path).exists() else bundled(path)
-    with safe_open(file, "pt") as f:
+    with safe_open(weights_file(path), "pt") as f:
         said = f.metadata()
     return json.loads(said["notes"]) | dict(preset=json.loads(said["preset"]))
 
@@ -349,12 +348,13 @@ def universal_hider(
 ) -> tuple[Hider, list]:  # the hider, every loss of every step
     "A hider for any picture of the library, with reader and LFC as its preset wants."
     torch.manual_seed(seed)
-    hider, secrets, distort = Hider(preset), library(seed=seed), RandomDistortion()
+    hider = Hider(preset)
     if start:
         hider.load_state_dict(load_hider(start).state_dict())
-    want = hider.preset.weights.get
-    if want("alone"):
+    if hider.preset.crowded:
         return hider, harden(hider, x8, None, steps, db, seed)
+    secrets, distort = library(seed=seed), RandomDistortion()
+    want = hider.preset.weights.get
     reader = net("quick", len(secrets)) if want("reader") else None
     look = extractor(size=48) if want("lfc") else None
     lfc = Concentration(look, distort, most=16) if look else None

@@ -29,6 +29,11 @@ class Preset:
     hides: str = "own"  # which shapes, unless one says otherwise: "own" or "far"
     db: float = 30.1  # budget, unless one says otherwise
 
+    @property
+    def crowded(self) -> bool:  # True for such a one
+        "Is it trained before a crowd of readers, whose second loss is `alone`?"
+        return bool(self.weights.get("alone"))
+
 
 PRESETS = {p.name: p for p in (
     Preset("hinet", dict(split="haar1", blocks=16, growth=32, layers=5, init="hinet"),

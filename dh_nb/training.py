@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['library', 'restyle', 'draw_batch', 'jitter', 'two_views', 'reader_loss', 'hiding_step', 'plans_of', 'train_hider',
-           'save_hider', 'bundled', 'fingerprint', 'load_hider', 'finetune']
+           'save_hider', 'bundled', 'fingerprint', 'weights_file', 'load_hider', 'finetune']
 
 # %% ../nbs/32_training.ipynb #fad6f6af
 import hashlib
@@ -21,8 +21,8 @@ from torch.nn.functional import cross_entropy, pad
 from tqdm.auto import tqdm
 from .data import BadInput, amp, device, to_float
 from .distort import RandomDistortion, grayscale
-from .hiding import Hider, Preset, hiding_losses, publish, weighted
-from .nets import MatrixConv, Muon, net
+from .hiding import Hider, Preset, hiding_losses, preset, publish, weighted
+from .nets import Muon, net, parted
 from .semantic import known_shapes, semantic_images
 
 # %% ../nbs/32_training.ipynb #bc083915
@@ -112,7 +112,7 @@ def hiding_step(
     stego = publish(cover, raw, db)
     half = len(cover) // 2
     seen = torch.cat([stego[:half], distort(stego[half:], g)]) if distort else stego
-    some = slice(None, None, 3 if crowd else 1)  # the crowd reads; revealing is a guest
+    some = slice(None, None, 3 if crowd else 1)  # a third reveals where others read
     with amp(cover.device):
         found = hider.reveal(seen[some]).float()
     losses = hiding_losses(cover, secret[some], raw, stego, found, db)
@@ -136,10 +136,7 @@ def plans_of(
     adam = lambda params: torch.optim.Adam(params, lr, betas=(0.9, 0.99))
     plans = [(o := adam(hider.parameters()),
               after.OneCycleLR(o, lr, max(steps, 10), pct_start=0.2))]
-    parts = list(reader.modules()) if reader else []
-    matrices = [m.weight for m in parts if isinstance(m, MatrixConv)]
-    known = {id(p) for p in matrices}
-    rest = [p for p in reader.parameters() if id(p) not in known] if reader else []
+    matrices, rest = parted(reader) if reader else ([], [])
     others = [adam(rest)] if rest else []
     if matrices:
         others += [Muon(matrices, 0.05, momentum=0.8)]
@@ -217,14 +214,21 @@ def fingerprint(
     return digest.hexdigest()
 
 # %% ../nbs/32_training.ipynb #70ed6b4c
+def weights_file(
+    source: str | Path,  # a preset that ships with weights, or a file
+) -> Path:  # it may not exist
+    "Where weights lie; BadInput for a name that is neither a file nor a preset."
+    path = Path(source)
+    if path.suffix or path.exists():
+        return path
+    return bundled(preset(str(source)).name)
+
+
 def load_hider(
     source: str | Path = "fast",  # a preset that ships with weights, or a file
 ) -> Hider:  # in eval mode, on the CPU
     "Weights by preset name or from a safetensors file; BadInput for anything else."
-    path = Path(source)
-    if not path.suffix and not path.exists():
-        Hider(str(source))  # an unknown preset speaks up here
-        path = bundled(str(source))
+    path = weights_file(source)
     try:
         with safe_open(path, "pt") as f:
             chosen = Preset(**json.loads((f.metadata() or {})["preset"]))

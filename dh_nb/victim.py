@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from tqdm.auto import tqdm
 from .data import (BadInput, ImageSet, amp, device, first_per_class, holdout,
                         load_dataset, read_image, split_folder, to_float)
-from .nets import MatrixConv, Muon, net
+from .nets import Muon, net, parted
 
 # %% ../nbs/40_victim.ipynb #ef52f645
 def pad_store(
@@ -103,9 +103,7 @@ def optimisers(
     steps: int,  # in all
 ) -> list[tuple]:  # (optimiser, learning rate plan), one or two of them
     "Muon for matrices that stand for convolutions, SGD with one cycle for the rest."
-    matrices = [m.weight for m in model.modules() if isinstance(m, MatrixConv)]
-    known = {id(p) for p in matrices}
-    rest = [p for p in model.parameters() if p.requires_grad and id(p) not in known]
+    matrices, rest = parted(model)
     steps = max(steps, 5)  # a cycle needs room to rise
     sgd = torch.optim.SGD(rest, lr, momentum=0.9, weight_decay=decay, nesterov=True)
     plan = torch.optim.lr_scheduler.OneCycleLR(sgd, lr, steps, pct_start=0.25)
