@@ -103,6 +103,28 @@ def test_near_is_as_bad_as_the_attack_it_is_made_of():
     torch.testing.assert_close(ours, Adversary().loss(model.train(), bad, y))
 
 
+def test_what_a_class_has_in_common_is_taken_out_and_what_moves_stays():
+    y, cover = torch.arange(40) % 4, 0.5 + 0.2 * (pictures(40) - 0.5)
+    one, turn = 0.2 * (pictures(4) - 0.5)[y], torch.tensor([1.0, -1.0]).repeat_interleave(20)
+    moved = one * turn[:, None, None, None]  # of either sign, so that its mean is nothing
+    for mark, left in ((one, 0.0), (moved, 1.0)):
+        foe, stego = s.Unmarked(), (cover + mark).requires_grad_()
+        for _ in range(3): less, seen = foe.purify(cover, stego, y)
+        size = (seen - less).square().sum() / mark.square().sum()
+        assert abs(size.item() - left) < 0.05
+        assert torch.linalg.qr(foe.means.T)[0].shape == (3 * 32 * 32, 4)
+        seen.sum().backward()
+        assert stego.grad.abs().sum() > 0
+
+
+def test_a_readers_memory_is_its_own():
+    foe, x = s.opponents(3)["projection"], pictures(6)
+    readers = [s.Reader(foe, torch.zeros(3, 1, 3, 32, 32), x) for _ in range(2)]
+    sum(readers[0].losses(x, x / 2, torch.arange(6) % 3, gen()).values()).backward()
+    assert readers[0].opponent.means is not None
+    assert readers[1].opponent.means is None and foe.means is None
+
+
 def test_gray_readers_see_no_colour():
     x = s.opponents(4)["gray"].batch(pictures(), torch.zeros(8, dtype=torch.long), gen())[0]
     assert (x - x.mean(1, keepdim=True)).abs().max() < 2 / 255
