@@ -115,7 +115,7 @@ class Unmarked(Adversary):
 def opponents(
     classes: int,  # that a reader tells apart
 ) -> dict[str, Adversary]:  # one for each kind of reader
-    "Five families of damage, each with a gradient."
+    "Six families of damage, each with a gradient."
     paste, blend = CutMix(), MixUp()
     paste.classes = blend.classes = classes
     kornia_clouds = UEraserMax().clouds
@@ -190,8 +190,8 @@ class Crowd:
         life: int = 140,  # steps after which a reader is replaced
         often: int = 20,  # shapes at the front of the book that come more often
     ):
-        self.kinds, self.shares = kinds or opponents(classes), shares or SHARES
-        self.classes, self.life, self.often, self.readers = classes, life, often, {}
+        self.kinds, self.shares, self.readers = kinds, shares or SHARES, {}
+        self.classes, self.life, self.often = classes, life, often
         self.log: list[tuple[str, int]] = []  # whose turn it was, and its age
         self.state: dict[str, str] = {}  # kind -> last loss at which age, for a bar
 
@@ -221,6 +221,8 @@ class Crowd:
         self.kind = kind = names[torch.multinomial(weight, 1, generator=g)]
         born = partial(self.born, x8=x8, secrets=secrets, g=g)
         if not self.readers:
+            few = min(self.classes, self.often, len(secrets))
+            self.kinds = self.kinds or opponents(few)
             self.readers = {k: born(k) for k in names}
             self.spare = {k: i * self.life // len(names) for i, k in enumerate(names)}
         if self.readers[kind].age + self.spare[kind] >= self.life:

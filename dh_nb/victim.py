@@ -393,15 +393,16 @@ def train_victim(
     decay: float = 5e-4,  # weight decay of SGD
     seed: int = 0,  # initial weights, order, crops and flips
     adversary: Adversary | None = None,  # somebody who does more than train
-    every: int = 2,  # epochs between tests; all but the last see 2,000 images
+    every: int | None = None,  # epochs between tests; None: a sixth of all, 2 or more
     label: str = "victim",  # written beside the progress bar
     keep: str | Path | None = None,  # file to go on from, written after every epoch
     stop: float | None = None,  # end when so little is `left`; None: never early
 ) -> Score:  # accuracies on the clean test images
-    "Train a classifier and score it on clean images; the last epoch counts."
+    "Train a classifier, score it on clean images (2,000 of them before the end)."
     sizes_agree(x8, x8_test, y)
     start, team, foe = time.time(), Team(), adversary or Adversary()
     at, classes = device(), int(max(y.max(), y_test.max())) + 1
+    every = every or max(2, epochs // 6)
     about = describe(foe, x8, y, name=name, epochs=epochs, batch=batch, lr=lr,
                      decay=decay, seed=seed, every=every, stop=stop) if keep else {}
     torch.manual_seed(seed)

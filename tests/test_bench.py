@@ -279,7 +279,7 @@ from dh_nb import evaluate as e
 from dh_nb.results import read
 cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
 cluster.add_node(num_cpus=1)
-plan = e.plan_cells("embedded", ["clean", f"files:{sys.argv[1]}"], ["none", "jpeg"])
+plan = e.plan_cells("embedded", ["clean", f"files:{sys.argv[1]}"], ["none", "grayscale"])
 done = e.run(plan, "rows", ray=cluster.address)
 at = e.OnRay(cluster.address)
 assert at.size == 2
