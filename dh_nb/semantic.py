@@ -7,8 +7,8 @@ __all__ = ['ICONS', 'ARRANGEMENTS', 'LUMA', 'NEGATIVE', 'TEXTURES', 'STYLES', 'P
            'drawn', 'parts', 'icon', 'moved', 'combined', 'shape', 'edges', 'edge_map', 'prompt', 'cosines', 'weights',
            'fractal', 'crisp', 'cells', 'beads', 'hills', 'axes', 'texture', 'ramp', 'dye', 'scheme', 'blur_matrix',
            'blurred', 'ground', 'figure', 'painting', 'paint', 'flat', 'noise', 'semantic_images', 'look', 'eye',
-           'appearance', 'farthest', 'central', 'keygen', 'read_key', 'derive', 'Choice', 'outlines', 'candidates',
-           'assign', 'own_pictures']
+           'at_a_glance', 'appearance', 'farthest', 'central', 'keygen', 'read_key', 'derive', 'Choice', 'outlines',
+           'candidates', 'assign', 'own_pictures']
 
 # %% ../nbs/30_semantic.ipynb #8529eefa
 import hashlib
@@ -503,13 +503,24 @@ def eye(
         return look
 
 
+@lru_cache(8)
+def at_a_glance(
+    names: tuple[str, ...],  # class names
+    seed: int,  # as for `semantic_images`
+) -> torch.Tensor:  # (names, D), unit vectors
+    "What `eye()` makes of the hidden pictures of names; looked at once."
+    return unit(eye()(semantic_images(list(names), 1, 32, seed)[:, 0]))
+
+
 def appearance(
     names: list[str],  # class names
     see: Callable | None = None,  # pictures -> features; None: `eye()`
     seed: int = 0,  # as for `semantic_images`
 ) -> torch.Tensor:  # (names, D), unit vectors
     "What the hidden pictures of names look like, as vectors."
-    return unit((see or eye())(semantic_images(names, 1, 32, seed)[:, 0]))
+    if see is None:
+        return at_a_glance(tuple(names), seed)
+    return unit(see(semantic_images(names, 1, 32, seed)[:, 0]))
 
 # %% ../nbs/30_semantic.ipynb #e0729595
 def farthest(

@@ -159,6 +159,7 @@ def test_far_is_farther_than_own(n, pick):
 
 def test_the_network_is_used_where_it_can_be_had(monkeypatch):
     def missing(name): raise BadInput("not here.")
+    monkeypatch.setattr(semantic, "at_a_glance", semantic.at_a_glance.__wrapped__)
     monkeypatch.setattr(semantic, "extractor", missing)
     assert eye() is look and eye("look") is look
     sentence(eye, "efficientnet_lite0")
