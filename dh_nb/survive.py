@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 from .countermeasures.adversarial import AdversarialTraining, pgd
 from .countermeasures.augment import CutMix, Cutout, MixUp, UEraserMax
+from .countermeasures.purify import project_out
 from .data import device, to_float
 from .distort import RandomDistortion, grayscale
 from .hiding import Hider, PRESETS, at_places
@@ -90,9 +91,10 @@ class Unmarked(Adversary):
 
     def __init__(
         self,
+        classes: int,  # that a reader tells apart
         memory: float = 0.9,  # share of the old mean that a batch leaves
     ):
-        self.memory, self.means = memory, None
+        self.classes, self.memory, self.means = classes, memory, 0.0
 
     def purify(
         self,
@@ -102,13 +104,10 @@ class Unmarked(Adversary):
     ) -> tuple[torch.Tensor, torch.Tensor]:  # both, without their part in that span
         "Follow the mean change of every class, and project."
         change = (stego - cover).detach().flatten(1)
-        of = one_hot(y).T.float()
+        of = one_hot(y, self.classes).T.float()
         now = of @ change / of.sum(1, keepdim=True).clamp_min(1)
-        if self.means is None or len(now) > len(self.means):
-            self.means = torch.zeros_like(now)
-        self.means[:len(now)] += (1 - self.memory) * (now - self.means[:len(now)])
-        q = torch.linalg.qr(self.means.T)[0]
-        less = lambda x: x - ((x - 0.5).flatten(1) @ q @ q.T).view_as(x)
+        self.means = self.memory * self.means + (1 - self.memory) * now
+        less = lambda x: project_out(x - 0.5, self.means.T) + 0.5
         return less(cover), less(stego)
 
 # %% ../nbs/56_survive.ipynb #2105818f
@@ -126,7 +125,8 @@ def opponents(
     some = dict.fromkeys(("blur", "mean", "median", "bits", "noise", "small"), 1.0)
     jpeg = partial(RandomDistortion, ranges=dict(jpeg=(8, 15)))
     mild = RandomDistortion(dict(none=1, jpeg=1), dict(jpeg=(8, 40)))
-    return dict(plain=Near(), projection=Unmarked(), jpeg=Soft(jpeg(dict(jpeg=1))),
+    return dict(plain=Near(), projection=Unmarked(classes),
+                jpeg=Soft(jpeg(dict(jpeg=1))),
                 gray=Soft(lambda x, g: grayscale(x), mild),
                 augment=OneOf(*2 * [Soft(clouds)], Cutout(), paste, blend),
                 filter=Soft(RandomDistortion(some, dict(bits=(2, 2)))))
@@ -163,7 +163,7 @@ class Reader:
     ) -> dict[str, torch.Tensor]:  # "reader" and "alone", scalars
         "What it fails to read in the pictures, and in the change of half of them."
         part, half = self.opponent, len(y) // 2
-        if isinstance(part, Unmarked):
+        if hasattr(part, "purify"):  # before crops and flips, as it would be
             cover, stego = part.purify(cover, stego, y)
         seen = part.loss(self.net, *part.batch(jitter(stego, g), y, g))
         change = 0.5 + 3 * (stego[:half] - cover[:half])
@@ -191,7 +191,7 @@ class Crowd:
         often: int = 20,  # shapes at the front of the book that come more often
     ):
         self.kinds, self.shares, self.readers = kinds, shares or SHARES, {}
-        self.classes, self.life, self.often = classes, life, often
+        self.classes, self.life, self.often = min(classes, often), life, often
         self.log: list[tuple[str, int]] = []  # whose turn it was, and its age
         self.state: dict[str, str] = {}  # kind -> last loss at which age, for a bar
 
@@ -221,7 +221,7 @@ class Crowd:
         self.kind = kind = names[torch.multinomial(weight, 1, generator=g)]
         born = partial(self.born, x8=x8, secrets=secrets, g=g)
         if not self.readers:
-            few = min(self.classes, self.often, len(secrets))
+            few = min(self.classes, len(secrets))
             self.kinds = self.kinds or opponents(few)
             self.readers = {k: born(k) for k in names}
             self.spare = {k: i * self.life // len(names) for i, k in enumerate(names)}

@@ -398,7 +398,7 @@ def train_victim(
     keep: str | Path | None = None,  # file to go on from, written after every epoch
     stop: float | None = None,  # end when so little is `left`; None: never early
 ) -> Score:  # accuracies on the clean test images
-    "Train a classifier, score it on clean images (2,000 of them before the end)."
+    "Train a classifier and score it on clean images; the last epoch counts."
     sizes_agree(x8, x8_test, y)
     start, team, foe = time.time(), Team(), adversary or Adversary()
     at, classes = device(), int(max(y.max(), y_test.max())) + 1

@@ -279,7 +279,7 @@ from dh_nb import evaluate as e
 from dh_nb.results import read
 cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
 cluster.add_node(num_cpus=1)
-plan = e.plan_cells("embedded", ["clean", f"files:{sys.argv[1]}"], ["none"])
+plan = e.plan_cells("embedded", ["clean", f"files:{sys.argv[1]}"], ["none", "grayscale"])
 done = e.run(plan, "rows", ray=cluster.address)
 at = e.OnRay(cluster.address)
 assert at.size == 2
@@ -310,7 +310,7 @@ def test_a_cluster_of_two_nodes_does_the_work(theirs, tmp_path):
                           capture_output=True, timeout=600, env=patient)
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout.strip().splitlines()
-    assert said[-1] == "2 2" and "told: nowhere is not a folder" in done.stdout
+    assert said[-1] == "4 4" and "told: nowhere is not a folder" in done.stdout
     rows = read(tmp_path / "rows")
     assert not list((tmp_path / "rows" / "cells").iterdir())
     assert {r["method"] for r in rows} == {"clean", "files:out"}
