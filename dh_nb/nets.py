@@ -144,14 +144,15 @@ class Quick(nn.Sequential):
 # %% ../nbs/08_nets.ipynb #3fc5c5d6
 def orthogonal(
     g: torch.Tensor,  # any matrix
-    steps: int = 5,  # times the polynomial is applied
 ) -> torch.Tensor:  # same shape, singular values about 0.7 to 1.2
-    "The nearest matrix with equal singular values, roughly (eq. 4, Newton-Schulz)."
+    "The nearest matrix with equal singular values, roughly (eq. 4, five times)."
     x = g / (g.norm() + 1e-7)
-    for _ in range(steps):
-        s = x @ x.T
-        x = 3.4445 * x + (2.0315 * s @ s - 4.7750 * s) @ x
-    return x
+    s, out = x @ x.T, torch.eye(len(x), device=x.device)
+    for _ in range(5):
+        p = 2.0315 * s @ s - 4.7750 * s
+        p.diagonal().add_(3.4445)
+        out, s = p @ out, p @ s @ p
+    return out @ x
 
 
 class Muon(torch.optim.Optimizer):

@@ -27,8 +27,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from skimage.color import lab2rgb
-from skimage.feature import canny
 from torch.nn.functional import affine_grid, grid_sample, interpolate, relu
 from .data import BadInput, list_folder, read_images, to_float
 from .features import extractor, features, unit
@@ -155,6 +153,7 @@ def edges(
     rgba: torch.Tensor,  # a shape, premultiplied, (4, H, H)
 ) -> torch.Tensor:  # 0 or 1, (H, H)
     "Canny edges of a shape and of its silhouette; thresholds are of brightness."
+    from skimage.feature import canny
     sigma, alpha = rgba.shape[-1] / 64, rgba[3].numpy()
     bright = torch.tensordot(LUMA, rgba[:3] / rgba[3].clamp(min=0.05), 1).numpy()
     inside = canny(bright, sigma, 0.04, 0.12, mask=alpha > 0.5)
@@ -306,6 +305,7 @@ def ramp(
     drift: float,  # how far the hue moves along the ramp, in turns
 ) -> torch.Tensor:  # RGB in [0, 1], (64, 3)
     "Colours from dark to light with a drifting hue."
+    from skimage.color import lab2rgb
     t = np.linspace(0, 1, 64)
     angle = 2 * math.pi * (hue + drift * (t - 0.5))
     c = chroma * (0.6 + 0.4 * np.sin(math.pi * t))

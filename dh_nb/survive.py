@@ -13,7 +13,6 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 from .countermeasures.adversarial import AdversarialTraining, pgd
-from .countermeasures.augment import CutMix, Cutout, MixUp, UEraserMax
 from .countermeasures.purify import project_out
 from .data import device, to_float
 from .distort import RandomDistortion, grayscale
@@ -115,6 +114,7 @@ def opponents(
     classes: int,  # that a reader tells apart
 ) -> dict[str, Adversary]:  # one for each kind of reader
     "Six families of damage, each with a gradient."
+    from dh_nb.countermeasures.augment import CutMix, Cutout, MixUp, UEraserMax
     paste, blend = CutMix(), MixUp()
     paste.classes = blend.classes = classes
     kornia_clouds = UEraserMax().clouds

@@ -277,7 +277,8 @@ import ray, sys
 from ray.cluster_utils import Cluster
 from dh_nb import evaluate as e
 from dh_nb.results import read
-cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1))
+cluster = Cluster(initialize_head=True,
+                  head_node_args=dict(num_cpus=1, include_dashboard=False))
 cluster.add_node(num_cpus=1)
 plan = e.plan_cells("embedded", ["clean", f"files:{sys.argv[1]}"], ["none", "grayscale"])
 done = e.run(plan, "rows", ray=cluster.address)
@@ -305,9 +306,11 @@ def test_without_ray_the_bench_says_what_to_install(monkeypatch):
 def test_a_cluster_of_two_nodes_does_the_work(theirs, tmp_path):
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     (tmp_path / "on_ray.py").write_text(RAY)
-    patient = dict(os.environ, RAY_raylet_start_wait_time_s="240")  # on a busy machine
-    done = subprocess.run([sys.executable, "on_ray.py", theirs], cwd=tmp_path, text=True,
-                          capture_output=True, timeout=600, env=patient)
+    kind = dict(os.environ, RAY_worker_niceness="0")  # else it yields to all other tests
+    for _ in range(4):  # Ray gives a node 30 seconds, few for a busy machine's cold disk
+        done = subprocess.run([sys.executable, "on_ray.py", theirs], cwd=tmp_path, env=kind,
+                              text=True, capture_output=True, timeout=600)
+        if "timed out during startup" not in done.stderr: break
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout.strip().splitlines()
     assert said[-1] == "4 4" and "told: nowhere is not a folder" in done.stdout
