@@ -5,7 +5,7 @@
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python
-PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet --root-user-action=ignore
+PIP := $(PY) -m pip --disable-pip-version-check --no-input install --quiet --no-compile --root-user-action=ignore
 FACTS := settings.ini setup.py
 EXEC := off
 
