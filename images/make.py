@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch.nn.functional import interpolate
 
-from dh_nb.baselines import METHODS
 from dh_nb.data import photographs
 from dh_nb.protect import protect_batch, reveal_image
-from dh_nb.results import read, table
+from dh_nb.results import read
+from dh_nb.scorecard import groups, score_lines
 from dh_nb.semantic import semantic_images
 from dh_nb.show import Sheet, image_grid, markdown_table, png_bytes, residual
 from dh_nb.training import load_hider
@@ -73,12 +73,14 @@ def figures(folder=HERE.parent / "results"):
 
 
 def contest(folder=HERE.parent / "results"):
-    "What is hidden, and what it is worth, as it is published and after JPEG."
-    rows = [r for r in read(folder) if r["dataset"] == "cifar10"
-            and r["victim"] == "quick" and r["subset"] == "first 1000 a class"
-            and r["countermeasure"] in ("none", "jpeg")]
-    rows.sort(key=lambda r: list(METHODS).index(r["method"]))
-    return markdown_table(table(rows))
+    "What a victim learns after the mildest and the worst of the suite."
+    chosen = ["clean", "robust", "dh", "class DCT", "EM", "LSP", "AR", "OPS"]
+    rows = [r for r in read(folder) if r["method"] in chosen]
+    lines = score_lines(groups(rows)["cifar10", "small", "first 1000 a class", "quick"])
+    lines.sort(key=lambda line: chosen.index(line["method"]))
+    ends = ("none", "jpeg", "mean", "worst", "worst recovery")
+    return markdown_table([{k: line[k] for k in ("method", "seeds", *ends)} for line in lines],
+                          fmt=dict(zip(ends[2:], ("{:.1f}", "{:.1f}", "{:.2f}"))))
 
 
 def fill(text):
