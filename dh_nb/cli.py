@@ -491,9 +491,11 @@ def bench_run(
 def bench_status(
     a: argparse.Namespace,  # what was typed
 ) -> None:
-    "How much of a plan is missing."
-    from dh_nb.scorecard import status
-    print(status(bench_plan(a), read(a.results), a.workers or torch.get_num_threads()))
+    "How much of a plan is missing, and what."
+    from dh_nb.scorecard import left_out, status
+    plan, rows = bench_plan(a), read(a.results)
+    print(status(plan, rows, a.workers or torch.get_num_threads()))
+    if text := left_out(plan, rows): print(text)
 
 
 def bench_table(

@@ -19,7 +19,7 @@ from concurrent.futures import (FIRST_COMPLETED, Executor, ProcessPoolExecutor,
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from itertools import product
 from pathlib import Path
@@ -34,6 +34,7 @@ from .lfc import damaged
 from .nets import NETS
 from .quality import perceptual, quality_table
 from .results import Row, append, key, missing, read
+from .training import fingerprint
 from .victim import schedule, train_victim
 
 try:
@@ -281,11 +282,16 @@ def trained(
     extra |= files.card.get("extra", {})
     extra |= dict(setting=foe.setting) if foe.setting else {}
     how = length(c, len(x8), foe.longer)
-    extra["epochs"] = how["epochs"]
+    extra |= dict(epochs=how["epochs"], pictures=fingerprint(x8)[:16])
     if foe.kind == "preprocess":
         x8, foe = foe.files(x8, files.y, c["seed"]), None
-    score = train_victim(shrunk(x8), files.y, files.x_test, files.y_test, c["victim"],
-                         seed=c["seed"], adversary=foe, keep=keep, **how)
+    train = partial(train_victim, shrunk(x8), files.y, files.x_test, files.y_test,
+                    c["victim"], seed=c["seed"], adversary=foe, keep=keep, **how)
+    try: score = train()
+    except BadInput:  # half a training, but of other code or other pictures
+        if not (keep and keep.exists()): raise
+        keep.unlink()
+        score = train()
     about = {**c, **files.card, "extra": extra}
     return Row(**about, accuracy=score.accuracy, peak=score.peak,
                floor_met=floor_met(c, score.accuracy), seconds=time.time() - start)

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['CHANCE', 'ENDS', 'ABOUT', 'line_name', 'groups', 'ceiling', 'below_floor', 'worst_recovery', 'score_lines',
-           'card_text', 'draw_card', 'cards_csv', 'write_cards', 'seconds_of', 'status']
+           'card_text', 'draw_card', 'cards_csv', 'write_cards', 'seconds_of', 'left_out', 'status']
 
 # %% ../nbs/62_scorecard.ipynb #ffe3a4ea
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from statistics import fmean
@@ -94,7 +95,10 @@ def score_lines(
     place = {a: i for i, a in enumerate(("none", *suite()))}.get
     columns = sorted({r["countermeasure"] for r in rows}, key=lambda a: place(a, 99))
     ordered = sorted(rows, key=lambda r: r["method"] == "clean")
-    seeds = lambda name: len({r["seed"] for r in rows if r["line"] == name})
+
+    def seeds(name):  # "1 to 3" where some columns have more than others
+        n = Counter(r["countermeasure"] for r in rows if r["line"] == name).values()
+        return max(n) if min(n) == max(n) else f"{min(n)} to {max(n)}"
     return [dict(method=line["line"], seeds=seeds(line["line"]))
             | {k: line[k] for k in (*columns, *ENDS)}
             for line in table(ordered, "line", agg=agg,
@@ -174,6 +178,23 @@ def seconds_of(
         r[k] == c[k] for k in ("dataset", "scale", "victim"))]
     same = [r for r in like if r["countermeasure"] == c["countermeasure"]]
     return fmean(r["seconds"] for r in same or like) if like else None
+
+
+def left_out(
+    plan: list[dict],  # cells
+    rows: list[dict],  # from `read`
+) -> str:  # a line for each method and seed that lacks something, indented
+    "What of a plan is missing."
+    names = lambda cells: [c["countermeasure"] for c in cells]
+    same = lambda of, c: [o for o in of if all(o[k] == c[k] for k in (
+        "method", "subset", "seed"))]
+    todo, said = missing(plan, rows), {}
+    for c in todo:
+        lacks = names(same(todo, c))
+        all_of = len(lacks) > 1 and len(lacks) == len(same(plan, c))
+        text = f"all {len(lacks)}" if all_of else ", ".join(lacks)
+        said[f"  {c['method']}, {c['subset']}, seed {c['seed']}: {text}"] = True
+    return "\n".join(said)
 
 
 def status(

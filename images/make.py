@@ -2,6 +2,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch.nn.functional import interpolate
@@ -76,11 +77,16 @@ def contest(folder=HERE.parent / "results"):
     "What a victim learns after the mildest and the worst of the suite."
     chosen = ["clean", "robust", "dh", "class DCT", "EM", "LSP", "AR", "OPS"]
     rows = [r for r in read(folder) if r["method"] in chosen]
-    lines = score_lines(groups(rows)["cifar10", "small", "first 1000 a class", "quick"])
-    lines.sort(key=lambda line: chosen.index(line["method"]))
-    ends = ("none", "jpeg", "mean", "worst", "worst recovery")
-    return markdown_table([{k: line[k] for k in ("method", "seeds", *ends)} for line in lines],
-                          fmt=dict(zip(ends[2:], ("{:.1f}", "{:.1f}", "{:.2f}"))))
+    group = groups(rows)["cifar10", "small", "first 1000 a class", "quick"]
+    lines = sorted(score_lines(group), key=lambda line: chosen.index(line["method"]))
+    for line in lines:
+        of = [r for r in group if r["line"] == line["method"] and r["method"] != "clean"]
+        seen = lambda key: fmean(r[key] for r in of) if of else None
+        line |= {"PSNR, dB": seen("psnr_mean"), "SSIM": seen("ssim"), "Linf": seen("linf")}
+    ends = {"mean": "{:.1f}", "worst": "{:.1f}", "worst recovery": "{:.2f}",
+            "PSNR, dB": "{:.1f}", "SSIM": "{:.3f}", "Linf": "{:.0f}"}
+    return markdown_table([{k: line[k] for k in ("method", "seeds", "none", "jpeg", *ends)}
+                           for line in lines], fmt=ends)
 
 
 def fill(text):
