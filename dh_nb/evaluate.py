@@ -269,7 +269,7 @@ def length(
     how = schedule(n)
     return dict(how, epochs=longer * how["epochs"])
 
-
+# %% ../nbs/61_evaluate.ipynb #44373e6f
 def trained(
     c: dict,  # from `cell`
     files: Published,  # of its method, ratio and seed
