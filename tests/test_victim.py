@@ -4,11 +4,15 @@ import json, math, os, socket, subprocess, sys
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
+from torch._subclasses.fake_tensor import FakeTensorMode
 from safetensors.torch import load_file
 
 from dh_nb.countermeasures.augment import CutMix
+from dh_nb.countermeasures.suite import countermeasure
 from dh_nb.data import BadInput, load_dataset
-from dh_nb.victim import Adversary, Team, left, train_victim
+from dh_nb.nets import net
+from dh_nb.victim import (Adversary, Team, crop_flip, left, optimisers, pad_store, step,
+                          train_victim)
 
 HOW = dict(epochs=4, batch=40, every=1)
 
@@ -179,3 +183,34 @@ def test_without_accelerate_one_sentence_says_what_to_install(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(BadInput, match=r"dh_nb\[bench\]"): Team()
+
+
+# ---- on another device ----
+
+def lesson(at, name, foe, back=True):
+    "One step there; any tensor that was left on the processor is an error."
+    with torch.device(at): model = net(name, 10)
+    store = pad_store(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).to(at)
+    g, y = torch.Generator().manual_seed(0), torch.zeros(8, dtype=torch.long, device=at)
+    loss = foe.loss(model, *foe.batch(crop_flip(store, torch.arange(8), g), y, g), 0.0)
+    if back: step(loss, optimisers(model, 0.1, 0.0, 9))
+    return loss.device.type
+
+
+@pytest.mark.parametrize("name", ["quick", "narrow", "resnet18"])
+def test_a_card_that_is_not_here(name):
+    "The shapes and devices of a step, without data: what a card would refuse is refused."
+    with FakeTensorMode():  # forward as on CUDA; backward would look for the card
+        assert lesson("cuda", name, Adversary(), back=False) == "cuda"
+    assert lesson("meta", name, Adversary()) == "meta"
+
+
+@pytest.mark.parametrize("name", ["cutout", "adversarial_training"])
+def test_countermeasures_follow_the_device(name):
+    assert lesson("meta", "quick", countermeasure(name)) == "meta"
+
+
+def test_a_tensor_that_stayed_behind_is_caught():
+    class Slip(Adversary):
+        def batch(self, x, y, g): return x + torch.zeros(3, 32, 32), y
+    with pytest.raises(RuntimeError, match="device"): lesson("meta", "quick", Slip())
