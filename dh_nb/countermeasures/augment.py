@@ -91,9 +91,10 @@ def in_parts(
 class AutoAugment(Countermeasure):
     "The policy that was learnt for the data set."
 
-    kind, setting = "augment", "CIFAR-10 policy"
+    kind, setting = "augment", "CIFAR-10 policy, ImageNet's above 48 px"
     source = "Cubuk et al., CVPR 2019"
     draw = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
+    large = v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)
 
     def batch(
         self,
@@ -101,15 +102,15 @@ class AutoAugment(Countermeasure):
         y: torch.Tensor,  # (B,) labels
         g: torch.Generator,  # decides
     ) -> tuple[torch.Tensor, torch.Tensor]:  # other pictures, the same labels
-        "A policy for every eight pictures."
-        return in_parts(self.draw, x, g), y
+        "A policy for every eight pictures (eq. 3)."
+        return in_parts(self.large if x.shape[-1] > 48 else self.draw, x, g), y
 
 
 class RandAugment(AutoAugment):
     "Two operations at random."
 
     setting, source = "2 operations, magnitude 9", "Cubuk et al., NeurIPS 2020"
-    draw = v2.RandAugment(2, 9)
+    draw = large = v2.RandAugment(2, 9)
 
 # %% ../../nbs/51_countermeasures.augment.ipynb #321718e3
 class UEraserMax(Countermeasure):
@@ -146,7 +147,7 @@ class UEraserMax(Countermeasure):
         y: torch.Tensor,  # (B,) labels
         done: float = 0.0,  # share of the training that is over
     ) -> torch.Tensor:  # scalar
-        "Loss on the worst draw of every picture (eq. 3), later on single draws."
+        "Loss on the worst draw of every picture (eq. 4), later on single draws."
         tries = torch.stack([self.draw(x) for _ in range(
             self.draws if done < self.until else 1)])
         with torch.no_grad():
