@@ -798,7 +798,7 @@ def draw_accuracies(
         at = [names.index(a) for a in values]
         ax.plot(list(values.values()), at, "o", color=colour, label=who, ms=5)
     ax.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5),
-           xlabel="accuracy, %" if any(known.values()) else "no rows here")
+           xlabel="accuracy on CIFAR-10, %" if any(known.values()) else "no rows here")
     ax.set_yticks(range(len(names)), names, fontsize=7)
     ax.grid(axis="x")
     ax.set_position([0.4, 0.12, 0.56, 0.8])
@@ -830,11 +830,14 @@ def draw_suite(
 def said_accuracy(
     known: dict[str, dict],  # who -> countermeasure -> percent
     after: str,  # a countermeasure
+    strength: int = 3,  # 1 to 5, that of the pictures
 ) -> str:  # a sentence
-    "The accuracies of one countermeasure in words."
+    "The accuracies of one countermeasure in words; rows know the suite's setting only."
+    here, there = setting(after, strength), setting(after, 3)
+    aside = "" if here == there else f", but at {there}"
     parts = [f"{who} {values[after]:.1f} %" for who, values in known.items()
              if after in values]
-    if parts: return f"Accuracy on CIFAR-10 after it: {', '.join(parts)}."
+    if parts: return f"Accuracy on CIFAR-10 after it{aside}: {', '.join(parts)}."
     return ("No row says what a victim reaches after it." if any(known.values()) else
             "There is no folder of results here, so no accuracies.")
 
@@ -856,7 +859,8 @@ def explore_countermeasures(
         name = opened(dataset, EACH).data.classes[picture]
         gone = "" if after in shown else " It needs packages that are not installed."
         fig.alt = (f"{name} of {dataset}, published by {method}; framed: {after}, "
-                   f"{setting(after, strength)}.{gone} {said_accuracy(known, after)}")
+                   f"{setting(after, strength)}.{gone} "
+                   f"{said_accuracy(known, after, strength)}")
 
     return Explorer(
         draw, 10, 5.6, "Eighteen countermeasures",
