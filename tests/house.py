@@ -14,7 +14,8 @@ LIB = "dh_nb"
 WIDTH, LINES, CLASS_LINES, MEDIAN, BYTES, NEAR = 88, 25, 40, 8, 300_000, 3
 DIRECTIVES = {"export", "exporti", "hide", "eval: false", "slow", "gpu"}
 NOT_FOR_READERS = {"nbdev", "fastcore", "execnb", "IPython"}
-HINT = re.compile(r"^:{3,}\{dropdown\}\s*Hint", re.M)
+HINT = re.compile(r"^<details><summary>Hint</summary>$", re.M)
+SITE_ONLY = re.compile(r"\[\]\(\S+\)|\{\w+\}`|^:{3,}|^`{3,}\{", re.M)
 HOME = re.compile(r"(?<![\w.:/~-])/(?:root|work|home/\w+|Users/\w+)/\w|[A-Z]:\\Users\\"
                   r"|/tmp/ipykernel")
 FREE = {  # what a lesson may do without, and why
@@ -157,6 +158,14 @@ def goals(room):
 
 
 @rule
+def everywhere(room):
+    "Jupyter, GitHub and Colab know plain Markdown; the site makes the rest of it."
+    for c in room.cells:
+        if c.kind == "markdown" and (m := SITE_ONLY.search(c.source)):
+            yield f"{c}: only the site understands {m[0]!r}"
+
+
+@rule
 def ending(room):
     if not room.module: return
     heads = [(c.at, m) for c in room.cells if c.kind == "markdown"
@@ -169,7 +178,7 @@ def ending(room):
     part = room.cells[begin:end + 1]
     hints = sum(len(HINT.findall(c.source)) for c in part if c.kind == "markdown")
     if hints != 3:
-        yield f"three exercises with one `:::{{dropdown}} Hint` each; found {hints}"
+        yield f"three exercises with one <details> Hint each; found {hints}"
     solved = [c for c in part if "solution" in c.tags and c.runs]
     if len(solved) < 3:
         yield f"each exercise has a code cell tagged `solution`; found {len(solved)}"

@@ -35,21 +35,27 @@ There you see it: a four goes in, and what comes out is as long as a two would b
 ## Summary
 ---
 ## Exercises
-:::{dropdown} Hint
+<details><summary>Hint</summary>
+
 One.
-:::
+
+</details>
 ---solution
 assert half(2) == 1
 ---
-:::{dropdown} Hint
+<details><summary>Hint</summary>
+
 Two.
-:::
+
+</details>
 ---solution
 assert half(2, 2) == 0.5
 ---
-:::{dropdown} Hint
+<details><summary>Hint</summary>
+
 Three.
-:::
+
+</details>
 ---solution
 assert half(0) == 0
 ---
@@ -115,9 +121,12 @@ BAD = {
                 change("> One", "> One\n> Two")],
     "goals": [change("You will be able to", "Learn to"), change("Needs:", "With:"),
               change("Takes: 1 minute", "A minute")],
+    "everywhere": [change("## Summary", "[](08_nets.ipynb)\n\n## Summary"),
+                   change("## Summary", ":::{note}\nWell.\n:::\n\n## Summary"),
+                   change("## Summary", "As {eq}`eq-toy` says.\n\n## Summary")],
     "ending": [change("## Summary", "## Sum"), change("## References", "## More"),
                change("## Where next", "## Summary"),
-               change(":::{dropdown} Hint\nOne.\n:::", "One."),
+               change("<summary>Hint</summary>\n\nOne.", "One."),
                change("---solution", "---"),
                change("assert half(2) == 1", "#| hide\nhalf(2)")],
     "minutes": [change("Takes: 1 minute", "Takes: a moment"),

@@ -23,7 +23,9 @@ NBS = Path(__file__).resolve().parent.parent
 LIB = "dh_nb"
 FLOORS = ["tools", "hiding", "features", "making", "victims", "countermeasures",
           "judging", "results", "seeing", "doors"]
-EXTRAS = {20: "features", 21: "features", 31: "diffusion", 61: "bench", 63: "bench"}
+BRANCH = "main"
+EXTRAS = {20: "features", 21: "features", 30: "features", 31: "diffusion", 54: "diffusion",
+          55: "diffusion", 61: "bench", 63: "bench"}
 TAGS = {"hide": "remove-cell", "slow": "skip-execution", "gpu": "skip-execution",
         "eval: false": "skip-execution"}
 
@@ -67,6 +69,15 @@ def full_name(name, module=None):
 
 
 # ---- a notebook becomes a page ----
+
+def for_site(words):
+    "Plain Markdown with what Sphinx adds: titles of links, numbers of formulas, folds."
+    words = re.sub(r"\[(\d\d_[\w.]+)\]\(\1\.ipynb", r"[](\1.ipynb", words)
+    words = re.sub(r"\[([a-z]+)\]\(\1\.md", r"[](\1.md", words)
+    words = re.sub(r"(?<!\$ )\((eq-[\w-]+)\)", r"{eq}`\1`", words)
+    return re.sub(r"<details><summary>(.*?)</summary>\n\n(.*?)\n\n</details>",
+                  r":::{dropdown} \1\n\2\n:::", words, flags=re.S)
+
 
 def link_names(source, module):
     "Names in backticks link to the reference; code fences, headings and links stay."
@@ -127,7 +138,7 @@ def anchors(cell, module):
 def doors(name, number, config):
     "Where a lesson runs without an installation, and the cell that it then needs."
     repo = config.html_theme_options["repository_url"]
-    short, branch = repo.removeprefix("https://github.com/"), "main"
+    short, branch = repo.removeprefix("https://github.com/"), BRANCH
     extra = f"[{EXTRAS[number]}]" if number in EXTRAS else ""
     colab = f"https://colab.research.google.com/github/{short}/blob/{branch}/nbs/{name}.ipynb"
     binder = f"https://mybinder.org/v2/gh/{short}/{branch}?labpath=nbs%2F{name}.ipynb"
@@ -156,7 +167,7 @@ def page(name, source, config):
         else:
             before = text(cell)
             heading = (re.findall(r"^#+ (.*)", before, re.M) or [heading])[-1]
-            cell["source"] = link_names(before, module)
+            cell["source"] = link_names(for_site(before), module)
             if i == 1: cell["source"] += "\n" + doors(name, number, config)
         cells.append(cell)
     return json.dumps({**nb, "cells": cells})
@@ -244,7 +255,7 @@ def module_table():
 
 def readme(config):
     "README.md with the links of a site, and the plan in place of its list of rooms."
-    blob = config.html_theme_options["repository_url"] + "/blob/main/"
+    blob = config.html_theme_options["repository_url"] + f"/blob/{BRANCH}/"
     words = (NBS.parent / "README.md").read_text(encoding="utf-8")
     words = re.sub(r"\]\(nbs/([^)#]+)", r"](\1", words).replace("](images/", "](../images/")
     words = re.sub(r"\]\((nbs|results|NOTICE|LICENSE|[A-Z]+\.md)\)", rf"]({blob}\1)", words)
@@ -264,6 +275,7 @@ def read(app, name, source):
     "Before Sphinx parses a page."
     if any(r[0] == name for r in ROOMS):
         source[0] = page(name, source[0], app.config)
+    elif not name.startswith("api/"): source[0] = for_site(source[0])
     for marker, make in MARKERS.items():
         if (mark := f"<!-- {marker} -->") in source[0] and not name[0].isdigit():
             source[0] = source[0].replace(mark, make(app.config))
