@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['ADAPTING', 'QUICK', 'MOMENTS', 'MEMORY', 'STRENGTHS', 'DEEPER', 'WHATS', 'LAYERS', 'PICKED', 'NEAR', 'REST',
-           'MARGINS', 'ROWS', 'SHOWN', 'BANDS', 'DAMAGES', 'EACH', 'ORDERS', 'PAGES', 'cache_home', 'kept', 'data_sets',
-           'opened', 'deep', 'watched', 'adapt', 'remembered', 'decibel', 'moments', 'hider_at', 'quiet', 'published',
-           'filtered', 'setting', 'Look', 'network', 'found_in', 'things', 'embed', 'thumbs', 'planes', 'compute',
-           'arrays', 'nearest', 'draw_table', 'draw_map', 'draw_spread', 'draw_thumbs', 'four_places', 'place',
-           'about_look', 'draw_distances', 'explore_distances', 'covers', 'secrets', 'hide_in_bands', 'likeness',
-           'explore_hiding', 'one_draw', 'worst_near', 'treat', 'stronger', 'all_treated', 'treated', 'results_home',
-           'all_rows', 'accuracies', 'draw_accuracies', 'draw_suite', 'said_accuracy', 'explore_countermeasures',
-           'shared', 'decibels', 'ordered', 'draw_scores', 'explore_results', 'void']
+           'MARGINS', 'ROWS', 'SHOWN', 'BANDS', 'DAMAGES', 'EACH', 'ORDERS', 'PAGES', 'cache_home', 'edition', 'kept',
+           'data_sets', 'opened', 'deep', 'watched', 'adapt', 'remembered', 'decibel', 'moments', 'hider_at', 'quiet',
+           'published', 'filtered', 'setting', 'Look', 'network', 'found_in', 'things', 'embed', 'thumbs', 'planes',
+           'compute', 'arrays', 'nearest', 'draw_table', 'draw_map', 'draw_spread', 'draw_thumbs', 'four_places',
+           'place', 'about_look', 'draw_distances', 'explore_distances', 'covers', 'secrets', 'hide_in_bands',
+           'likeness', 'explore_hiding', 'one_draw', 'worst_near', 'treat', 'stronger', 'all_treated', 'treated',
+           'results_home', 'all_rows', 'accuracies', 'draw_accuracies', 'draw_suite', 'said_accuracy',
+           'explore_countermeasures', 'shared', 'decibels', 'ordered', 'draw_scores', 'explore_results', 'void']
 
 # %% ../nbs/80_explorers.ipynb #389a96cd
 import json
@@ -69,12 +69,21 @@ def cache_home() -> Path:  # it may not exist yet
     return Path(os.environ.get("DH_CACHE") or "~/.cache/dh_nb/explore").expanduser()
 
 
+@cache
+def edition() -> str:  # 64 hex digits
+    "A hash of the library and its weights; when either changes, all is made anew."
+    files, digest = Path(dh_nb.__file__).parent.rglob("*"), sha256()
+    for path in sorted(p for p in files if p.suffix in (".py", ".safetensors")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
 def kept(
     about: dict,  # everything that the arrays depend on, plain values
     make: Callable,  # () -> dict of tensors
 ) -> dict[str, torch.Tensor]:  # what `make` returned, now or earlier
     "Arrays from the disk, or made and put there."
-    text = json.dumps([about, dh_nb.__version__], sort_keys=True)
+    text = json.dumps([about, edition()], sort_keys=True)
     path = cache_home() / f"{sha256(text.encode()).hexdigest()[:32]}.safetensors"
     try: return load_file(path)
     except (OSError, SafetensorError): pass

@@ -196,6 +196,13 @@ def test_a_second_look_computes_nothing(home, monkeypatch):
     assert {p.suffix for p in home.iterdir()} == {".safetensors"}
 
 
+def test_other_weights_are_not_served_old_arrays(home, monkeypatch):
+    for name in "aab":
+        monkeypatch.setattr(x, "edition", lambda n=name: n)
+        x.kept({}, lambda n=name: {n: torch.ones(1)})
+    assert len(list(home.iterdir())) == 2 and x.kept({}, dict).keys() == {"b"}
+
+
 def test_a_cache_that_cannot_be_written_is_no_obstacle(home, monkeypatch):
     home.parent.joinpath("file").write_text("")
     monkeypatch.setenv("DH_CACHE", str(home.parent / "file"))

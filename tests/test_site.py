@@ -9,7 +9,8 @@ from filelock import FileLock
 
 import house
 
-CHROME = shutil.which("chromium") or shutil.which("google-chrome")
+CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
+              None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CDN = "https://cdn.jsdelivr.net/npm/mathjax@3.2.2/"  # the one named host, for formulas
 PAGES = ["index", "course", "limits", "measured", "cite", "explorers", "10_coupling",

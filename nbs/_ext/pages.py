@@ -23,7 +23,6 @@ NBS = Path(__file__).resolve().parent.parent
 LIB = "dh_nb"
 FLOORS = ["tools", "hiding", "features", "making", "victims", "countermeasures",
           "judging", "results", "seeing", "doors"]
-BRANCH = "main"
 EXTRAS = {20: "features", 21: "features", 30: "features", 31: "diffusion", 54: "diffusion",
           55: "diffusion", 61: "bench", 63: "bench"}
 TAGS = {"hide": "remove-cell", "slow": "skip-execution", "gpu": "skip-execution",
@@ -137,8 +136,8 @@ def anchors(cell, module):
 
 def doors(name, number, config):
     "Where a lesson runs without an installation, and the cell that it then needs."
-    repo = config.html_theme_options["repository_url"]
-    short, branch = repo.removeprefix("https://github.com/"), BRANCH
+    repo, branch = (config.html_theme_options[f"repository_{k}"] for k in ("url", "branch"))
+    short = repo.removeprefix("https://github.com/")
     extra = f"[{EXTRAS[number]}]" if number in EXTRAS else ""
     colab = f"https://colab.research.google.com/github/{short}/blob/{branch}/nbs/{name}.ipynb"
     binder = f"https://mybinder.org/v2/gh/{short}/{branch}?labpath=nbs%2F{name}.ipynb"
@@ -255,7 +254,8 @@ def module_table():
 
 def readme(config):
     "README.md with the links of a site, and the plan in place of its list of rooms."
-    blob = config.html_theme_options["repository_url"] + f"/blob/{BRANCH}/"
+    repo, branch = (config.html_theme_options[f"repository_{k}"] for k in ("url", "branch"))
+    blob = f"{repo}/blob/{branch}/"
     words = (NBS.parent / "README.md").read_text(encoding="utf-8")
     words = re.sub(r"\]\(nbs/([^)#]+)", r"](\1", words).replace("](images/", "](../images/")
     words = re.sub(r"\]\((nbs|results|NOTICE|LICENSE|[A-Z]+\.md)\)", rf"]({blob}\1)", words)
