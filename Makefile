@@ -1,7 +1,8 @@
 # make demo   the main job on this machine: protect, train victims, write demo/
 # make test   every check there is; the last line is the summary
 # make docs   the site, from stored outputs, into _docs/ (docs-fresh: run every cell first)
-# They make .venv on first use (PYTHON=/path/to/python picks another interpreter).
+# They make .venv on first use (PYTHON=/path/to/python picks another interpreter);
+# Python compiles what is imported, so pip need not compile all the rest.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 PY := .venv/bin/python

@@ -35,7 +35,7 @@ from .nets import NETS
 from .quality import perceptual, quality_table
 from .results import Row, append, key, missing, read
 from .training import fingerprint
-from .victim import schedule, train_victim
+from .victim import OtherTraining, schedule, train_victim
 
 try:
     import fcntl
@@ -288,8 +288,7 @@ def trained(
     train = partial(train_victim, shrunk(x8), files.y, files.x_test, files.y_test,
                     c["victim"], seed=c["seed"], adversary=foe, keep=keep, **how)
     try: score = train()
-    except BadInput:  # half a training, but of other code or other pictures
-        if not (keep and keep.exists()): raise
+    except OtherTraining:  # of other code or other pictures
         keep.unlink()
         score = train()
     about = {**c, **files.card, "extra": extra}

@@ -147,7 +147,7 @@ def orthogonal(
 ) -> torch.Tensor:  # same shape, singular values about 0.7 to 1.2
     "The nearest matrix with equal singular values, roughly (eq. 4, five times)."
     x = g / (g.norm() + 1e-7)
-    s, out = x @ x.T, torch.eye(len(x), device=x.device)
+    s, out = x @ x.T, torch.eye(len(x)).to(x)
     for _ in range(5):
         p = 2.0315 * s @ s - 4.7750 * s
         p.diagonal().add_(3.4445)

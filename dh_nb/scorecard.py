@@ -97,7 +97,8 @@ def score_lines(
     ordered = sorted(rows, key=lambda r: r["method"] == "clean")
 
     def seeds(name):  # "1 to 3" where some columns have more than others
-        n = Counter(r["countermeasure"] for r in rows if r["line"] == name).values()
+        runs = {(r["countermeasure"], r["seed"]) for r in rows if r["line"] == name}
+        n = Counter(a for a, _ in runs).values()
         return max(n) if min(n) == max(n) else f"{min(n)} to {max(n)}"
     return [dict(method=line["line"], seeds=seeds(line["line"]))
             | {k: line[k] for k in (*columns, *ENDS)}
@@ -185,16 +186,12 @@ def left_out(
     rows: list[dict],  # from `read`
 ) -> str:  # a line for each method and seed that lacks something, indented
     "What of a plan is missing."
-    names = lambda cells: [c["countermeasure"] for c in cells]
-    same = lambda of, c: [o for o in of if all(o[k] == c[k] for k in (
-        "method", "subset", "seed"))]
-    todo, said = missing(plan, rows), {}
-    for c in todo:
-        lacks = names(same(todo, c))
-        all_of = len(lacks) > 1 and len(lacks) == len(same(plan, c))
-        text = f"all {len(lacks)}" if all_of else ", ".join(lacks)
-        said[f"  {c['method']}, {c['subset']}, seed {c['seed']}: {text}"] = True
-    return "\n".join(said)
+    line = lambda c: "  {method}, {subset}, seed {seed}: ".format(**c)
+    planned, lacks = Counter(map(line, plan)), {}
+    for c in missing(plan, rows):
+        lacks.setdefault(line(c), []).append(c["countermeasure"])
+    return "\n".join(k + (f"all {len(names)}" if 1 < len(names) == planned[k]
+                          else ", ".join(names)) for k, names in lacks.items())
 
 
 def status(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['pad_store', 'crop_flip', 'Score', 'accuracy', 'sizes_agree', 'optimisers', 'weights', 'Adversary', 'Team', 'step',
-           'fresh', 'peek', 'Run', 'left', 'train_epoch', 'save_run', 'open_run', 'resume', 'describe', 'train_victim',
-           'Pairs', 'victim_size', 'clean_rows', 'pair_up', 'schedule', 'verify']
+           'fresh', 'peek', 'Run', 'left', 'train_epoch', 'save_run', 'OtherTraining', 'open_run', 'resume', 'describe',
+           'train_victim', 'Pairs', 'victim_size', 'clean_rows', 'pair_up', 'schedule', 'verify']
 
 # %% ../nbs/40_victim.ipynb #069897af
 import json
@@ -324,21 +324,25 @@ def save_run(
     os.replace(part, path)
 
 
+class OtherTraining(BadInput):
+    "A file from which this training cannot go on."
+
+
 def open_run(
     path: Path,  # from `save_run`
     cell: dict,  # what is to be trained
 ) -> tuple[dict, dict]:  # tensors, facts
-    "Read a training; BadInput when the file is damaged or belongs to another one."
+    "Read a training; OtherTraining when the file is damaged or belongs to another one."
     try:
         with safe_open(path, "pt") as f:
             facts = json.loads(f.metadata()["run"])
             tensors = {k: f.get_tensor(k) for k in f.keys()}
     except (SafetensorError, OSError, KeyError, TypeError, ValueError):
-        raise BadInput(f"{path} is not a training to be continued.") from None
+        raise OtherTraining(f"{path} is not a training to be continued.") from None
     odd = [k for k in cell if facts["cell"].get(k) != cell[k]]
     if odd:
-        raise BadInput(f"{path} belongs to another training ({odd[0]} "
-                       f"{facts['cell'].get(odd[0])}, not {cell[odd[0]]}).")
+        raise OtherTraining(f"{path} belongs to another training ({odd[0]} "
+                            f"{facts['cell'].get(odd[0])}, not {cell[odd[0]]}).")
     return tensors, facts
 
 # %% ../nbs/40_victim.ipynb #9bc6352f

@@ -74,7 +74,7 @@ def figures(folder=HERE.parent / "results"):
 
 
 def contest(folder=HERE.parent / "results"):
-    "What a victim learns after the mildest and the worst of the suite."
+    "What a victim learns after nothing, JPEG, and the worst of the suite, and what is seen."
     chosen = ["clean", "robust", "dh", "class DCT", "EM", "LSP", "AR", "OPS"]
     rows = [r for r in read(folder) if r["method"] in chosen]
     group = groups(rows)["cifar10", "small", "first 1000 a class", "quick"]

@@ -3,13 +3,15 @@
 `python tests/house.py` checks every room; name notebooks to check only those.
 How a room is built is told in nbs/92_house.ipynb.
 """
-import ast, io, json, re, symtable, sys, tokenize
+import ast, io, json, re, shutil, symtable, sys, tokenize
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parent.parent
+CHROME = next(filter(None, map(shutil.which, (
+    "chromium", "chromium-browser", "google-chrome"))), None)  # for tests of pages
 LIB = "dh_nb"
 WIDTH, LINES, CLASS_LINES, MEDIAN, BYTES, NEAR = 88, 25, 40, 8, 300_000, 3
 DIRECTIVES = {"export", "exporti", "hide", "eval: false", "slow", "gpu"}

@@ -1,5 +1,6 @@
 "The bench: whoever is judged, whatever kills it, whoever shares the work."
 import json, os, shutil, signal, subprocess, sys, time
+from functools import partial
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
@@ -259,6 +260,21 @@ def test_a_method_that_fails_does_not_stop_the_others(short, tmp_path, monkeypat
     with pytest.raises(BadInput, match="No luck"): e.run(plan, tmp_path)
     monkeypatch.setitem(e.METHODS, "unlucky", e.METHODS["clean"])
     assert e.run(plan, tmp_path) == 1 and e.run(plan, tmp_path) == 0
+
+
+def test_only_a_foreign_training_is_thrown_away(tmp_path, monkeypatch):
+    c, keep = e.cell("embedded", "clean", "none", 0), tmp_path / "half.safetensors"
+    files, said = e.published(c, *e.opened(c)), []
+
+    def fails(kind, *args, keep, **how):
+        said.append(keep.exists())
+        raise kind("No.")
+    for kind, tries in ((BadInput, [True]), (e.OtherTraining, [True, False])):
+        monkeypatch.setattr(e, "train_victim", partial(fails, kind))
+        keep.touch(), said.clear()
+        with pytest.raises(BadInput, match="No"): e.trained(c, files, keep)
+        assert said == tries
+    assert not keep.exists()
 
 
 def test_shares_keep_pictures_together_and_leave_nobody_idle():

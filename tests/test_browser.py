@@ -1,5 +1,5 @@
 "The explorers as a reader meets them: JupyterLab in a real browser, Run All, move a control."
-import json, os, shutil, socket, subprocess, sys, time, urllib.request
+import json, os, socket, subprocess, sys, time, urllib.request
 from contextlib import closing, suppress
 
 import pytest
@@ -8,9 +8,7 @@ import house
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
-CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-              None)
-pytestmark = [pytest.mark.skipif(not CHROME, reason="there is no chromium here"),
+pytestmark = [pytest.mark.skipif(not house.CHROME, reason="there is no chromium here"),
               pytest.mark.xdist_group("browser")]
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync",
@@ -85,7 +83,7 @@ def lab(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with sync_api.sync_playwright() as pw:
-        made = pw.chromium.launch(executable_path=CHROME, headless=True, args=FLAGS)
+        made = pw.chromium.launch(executable_path=house.CHROME, headless=True, args=FLAGS)
         yield made
         made.close()
 

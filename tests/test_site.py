@@ -9,8 +9,6 @@ from filelock import FileLock
 
 import house
 
-CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
-              None)
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CDN = "https://cdn.jsdelivr.net/npm/mathjax@3.2.2/"  # the one named host, for formulas
 PAGES = ["index", "course", "limits", "measured", "cite", "explorers", "10_coupling",
@@ -143,9 +141,9 @@ def base(site):
 @pytest.fixture(scope="module")
 def browser():
     sync = pytest.importorskip("playwright.sync_api")
-    if not CHROME: pytest.skip("no chromium on this machine")
+    if not house.CHROME: pytest.skip("no chromium on this machine")
     with sync.sync_playwright() as play:
-        chrome = play.chromium.launch(executable_path=CHROME, args=FLAGS)
+        chrome = play.chromium.launch(executable_path=house.CHROME, args=FLAGS)
         yield chrome
         chrome.close()
 

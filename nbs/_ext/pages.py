@@ -71,8 +71,7 @@ def full_name(name, module=None):
 
 def for_site(words):
     "Plain Markdown with what Sphinx adds: titles of links, numbers of formulas, folds."
-    words = re.sub(r"\[(\d\d_[\w.]+)\]\(\1\.ipynb", r"[](\1.ipynb", words)
-    words = re.sub(r"\[([a-z]+)\]\(\1\.md", r"[](\1.md", words)
+    words = re.sub(r"\[([\w.]+)\]\((\1\.(?:ipynb|md))", r"[](\2", words)
     words = re.sub(r"(?<!\$ )\((eq-[\w-]+)\)", r"{eq}`\1`", words)
     return re.sub(r"<details><summary>(.*?)</summary>\n\n(.*?)\n\n</details>",
                   r":::{dropdown} \1\n\2\n:::", words, flags=re.S)
@@ -134,9 +133,14 @@ def anchors(cell, module):
                 source="".join(spots)) if spots else None
 
 
+def repository(config):
+    "Its address, and the branch that readers get."
+    return [config.html_theme_options[f"repository_{k}"] for k in ("url", "branch")]
+
+
 def doors(name, number, config):
     "Where a lesson runs without an installation, and the cell that it then needs."
-    repo, branch = (config.html_theme_options[f"repository_{k}"] for k in ("url", "branch"))
+    repo, branch = repository(config)
     short = repo.removeprefix("https://github.com/")
     extra = f"[{EXTRAS[number]}]" if number in EXTRAS else ""
     colab = f"https://colab.research.google.com/github/{short}/blob/{branch}/nbs/{name}.ipynb"
@@ -254,7 +258,7 @@ def module_table():
 
 def readme(config):
     "README.md with the links of a site, and the plan in place of its list of rooms."
-    repo, branch = (config.html_theme_options[f"repository_{k}"] for k in ("url", "branch"))
+    repo, branch = repository(config)
     blob = f"{repo}/blob/{branch}/"
     words = (NBS.parent / "README.md").read_text(encoding="utf-8")
     words = re.sub(r"\]\(nbs/([^)#]+)", r"](\1", words).replace("](images/", "](../images/")
