@@ -2,7 +2,6 @@
 import json
 import re
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch.nn.functional import interpolate
@@ -10,7 +9,7 @@ from torch.nn.functional import interpolate
 from dh_nb.data import photographs
 from dh_nb.protect import protect_batch, reveal_image
 from dh_nb.results import read
-from dh_nb.scorecard import groups, score_lines
+from dh_nb.scorecard import eye_lines, groups, score_lines
 from dh_nb.semantic import semantic_images
 from dh_nb.show import Sheet, image_grid, markdown_table, png_bytes, residual
 from dh_nb.training import load_hider
@@ -79,13 +78,11 @@ def contest(folder=HERE.parent / "results"):
     rows = [r for r in read(folder) if r["method"] in chosen]
     group = groups(rows)["cifar10", "small", "first 1000 a class", "quick"]
     lines = sorted(score_lines(group), key=lambda line: chosen.index(line["method"]))
-    for line in lines:
-        of = [r for r in group if r["line"] == line["method"] and r["method"] != "clean"]
-        seen = lambda key: fmean(r[key] for r in of) if of else None
-        line |= {"PSNR, dB": seen("psnr_mean"), "SSIM": seen("ssim"), "Linf": seen("linf")}
+    eye = {line["method"]: line for line in eye_lines(group)}
     ends = {"mean": "{:.1f}", "worst": "{:.1f}", "worst recovery": "{:.2f}",
             "PSNR, dB": "{:.1f}", "SSIM": "{:.3f}", "Linf": "{:.0f}"}
-    return markdown_table([{k: line[k] for k in ("method", "seeds", "none", "jpeg", *ends)}
+    lines = [line | eye.get(line["method"], {}) for line in lines]
+    return markdown_table([{k: line.get(k) for k in ("method", "seeds", "none", "jpeg", *ends)}
                            for line in lines], fmt=ends)
 
 

@@ -1,12 +1,16 @@
 "The bench: whoever is judged, whatever kills it, whoever shares the work."
 import json, os, shutil, signal, subprocess, sys, time
 from functools import partial
+from importlib.util import find_spec
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import fmean
 
 import pytest
 import torch
+from torch.nn.functional import interpolate
+from torchvision.models import alexnet
+from torchvision.transforms import Normalize
 
 from dh_nb import cli, evaluate as e, scorecard as s
 from dh_nb.countermeasures.suite import FLOORS, countermeasure, suite
@@ -15,7 +19,7 @@ from dh_nb.distort import gaussian_blur, grayscale, jpeg
 from dh_nb.lfc import damaged
 from dh_nb.nets import NETS
 from dh_nb.protect import protect, save_png
-from dh_nb.quality import quality_table
+from dh_nb.quality import perceptual, quality_table
 from dh_nb.results import Row, key, read
 
 import house
@@ -74,7 +78,39 @@ def test_a_countermeasure_of_every_kind_gives_a_row(name, short, tmp_path):
     row, = e.judge([e.cell("embedded", "class DCT", name, 0)], tmp_path)
     assert row.extra.get("setting", "") == getattr(countermeasure(name), "setting", "")
     assert row.psnr_min >= 30.1 and 0 < row.extra["low_share"] <= 1 and row.seconds > 0
-    assert read(tmp_path)[0]["extra"].keys() >= {"linf_max", "unchanged", "feature_distance"}
+    assert read(tmp_path)[0]["extra"].keys() >= {"linf_max", "unchanged", "feature_distance", "lpips"}
+
+
+def weights_of_lpips():
+    "The weights of LPIPS that its package brings along, one for each of five layers."
+    where = Path(find_spec("lpips").origin).parent / "weights/v0.1/alex.pth"
+    return [w.flatten() for w in torch.load(where, "cpu", weights_only=True).values()]
+
+
+def test_lpips_is_its_package_s_where_weights_lie_and_a_reason_where_not(
+        data, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    x8 = data.x[:6]
+    y8 = gaussian_blur(x8 / 255).mul(255).round().byte()
+    assert e.lpips(x8, y8) == "alexnet-owt-7be5be79.pth is not at hand"
+    torch.manual_seed(0)
+    body = alexnet(weights=None)  # the package loads it as it would load the trained one
+    (tmp_path / "hub/checkpoints").mkdir(parents=True)
+    torch.save(body.state_dict(), tmp_path / "hub/checkpoints/alexnet-owt-7be5be79.pth")
+    weights = weights_of_lpips()
+    at, mean, std = (1, 4, 7, 9, 11), (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
+
+    def layers(x):
+        x = interpolate(x, scale_factor=2, mode="bilinear")
+        z = Normalize(mean, std)(2 * x - 1)
+        maps = [z := layer(z) for layer in body.features.eval()]
+        return [maps[i] for i in at]
+    with torch.no_grad():
+        ours = perceptual(x8 / 255, y8 / 255, layers, weights).mean().item()
+    assert ours > 1e-4 and e.lpips(x8, y8) == pytest.approx(ours, rel=1e-4)
+    assert e.lpips(x8, x8) == 0
+    monkeypatch.setattr(e, "find_spec", lambda name: None)
+    assert e.lpips(x8, y8) == "the package lpips is not installed"
 
 
 def test_a_countermeasure_may_ask_for_epochs_and_an_unfinished_training_is_kept(

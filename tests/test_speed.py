@@ -65,7 +65,8 @@ def test_the_plain_loop_goes_on_where_it_was(few, tmp_path):
 
 
 def test_one_call_writes_rows_that_add_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(s, "matmul_peak", lambda: 1e12)
+    monkeypatch.setattr(s, "matmul_peak", lambda kind: {torch.float32: 1e12,
+                                                        torch.bfloat16: 5e11}[kind])
     monkeypatch.setattr(s, "plain_epoch", lambda run, data, *a, **k: iter([len(data)]))
     call = lambda **k: s.speed("embedded", 4, rounds=1, seconds=0.1, goal=5.0, seed=2,
                                results=tmp_path, **k)
@@ -73,6 +74,9 @@ def test_one_call_writes_rows_that_add_up(tmp_path, monkeypatch):
     rows = {r["name"]: r for r in read(tmp_path, "measures")}
     assert all(r["subset"] == "first 4 a class" and r["seed"] == 2 for r in rows.values())
     value = lambda name: rows[name]["value"]
+    assert value("matrix product") == 2 * value("matrix product, bfloat16") == 1e3
+    assert value("share of the matrix product, quick") == pytest.approx(  # of the larger
+        100 * s.training_macs(s.net("quick")) * value("training, quick") / 1e12, rel=1e-3)
     for way in ("quick", "plain loop"):
         t = value(f"epochs to 5 %, {way}") * 40 / value(f"training, {way}")
         assert value(f"time to 5 %, {way}") == pytest.approx(t, rel=1e-4)
