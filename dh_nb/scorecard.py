@@ -108,8 +108,8 @@ def score_lines(
                                     zip(ENDS, (suite_mean, suite_worst, back))})]
 
 # %% ../nbs/62_scorecard.ipynb #78fc3de7
-EYE = {"worst PSNR, dB": "psnr_min", "PSNR, dB": "psnr_mean", "SSIM": "ssim", "L2": "l2",
-       "Linf": "linf", "low bands": "low_share",
+EYE = {"worst PSNR, dB": "psnr_min", "PSNR, dB": "psnr_mean", "SSIM": "ssim",
+       "L2": "l2", "Linf": "linf", "low bands": "low_share",
        "feature distance": "feature_distance", "LPIPS": "lpips"}  # name -> field
 
 
