@@ -266,7 +266,7 @@ DEEPER = {  # name -> five values, how to say them; fitted to pictures, or train
     "randaugment": ((1, 4, 9, 15, 25), "magnitude {}"),
     "adversarial_training": ((2, 4, 8, 16, 32), "radius {}/255"),
     "diffusion_purify": ((25, 50, 100, 200, 400), "t = {} of 1000"),
-    "dvae": ((1200, 600, 300, 150, 75), "{} nats"),
+    "dvae": ((4000, 2000, 1000, 500, 250), "{} nats"),
 }
 
 # %% ../nbs/80_explorers.ipynb #d1adacbb
@@ -715,7 +715,7 @@ def treat(
     if name == "adversarial_training": return worst_near(x8, y, value / 255, rows)
     if name == "diffusion_purify":
         return DiffusionPurify(start=value).files(x8[rows], y[rows])
-    if name == "dvae": return DVAEPurify((float(value),)).files(x8, y)[rows]
+    if name == "dvae": return DVAEPurify(high=float(value)).files(x8, y)[rows]
     c = countermeasure(name)
     if name == "randaugment": c = stronger(value)
     if c.kind == "purify": return c.files(x8, y)[rows]

@@ -23,8 +23,8 @@ from .data import ImageSet, device, load_dataset
 from .nets import net
 from .results import Measure, append, read
 from .victim import (Adversary, Run, Team, accuracy, describe, fresh, optimisers,
-                          pad_store, resume, save_run, schedule, step, train_epoch,
-                          train_victim)
+                          pad_store, peek, resume, save_run, schedule, step,
+                          train_epoch, train_victim)
 
 # %% ../nbs/63_speed.ipynb #6ed71d40
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of CIFAR-10's pixels
@@ -197,7 +197,9 @@ def plain_victim(
         sum(plain_epoch(run, data, workers=workers))
         run.seconds += time.time() - start
         run.epoch += 1
-        run.history.append((run.epoch, accuracy(seeing, test.x, test.y)))
+        right = peek(seeing, test.x, test.y, False)
+        if right > goal - 5: right = accuracy(seeing, test.x, test.y)
+        run.history.append((run.epoch, right))
         if keep: save_run(run, Path(keep), about)
     return run
 

@@ -1,5 +1,6 @@
 "The commands as a user meets them: what they promise, and what they refuse."
 import json, os, resource, shutil, subprocess, sys
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import numpy as np
@@ -63,10 +64,13 @@ def test_help_has_examples(name, capsys):
 
 
 def test_every_command_is_installed():
+    found = entry_points(group="console_scripts")
     for name in COMMANDS:
-        run = [Path(sys.executable).with_name(f"dh_{name}"), "--wrong"]
-        done = subprocess.run(run, capture_output=True, text=True)
-        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert Path(sys.executable).with_name(f"dh_{name}").is_file()
+        assert found[f"dh_{name}"].load() is getattr(cli, name)
+    done = subprocess.run([Path(sys.executable).with_name("dh_keygen"), "--wrong"],
+                          capture_output=True, text=True)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
 
 
 # what is refused

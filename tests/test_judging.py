@@ -268,6 +268,7 @@ PLAN = "[e.cell('embedded', m, c, s) for s in range(9) for m in ('clean', 'class
        "for c in ('none', 'noise', 'grayscale', 'gaussian_blur')]"
 GRID = f"""
 from dh_nb import evaluate as e
+e.schedule = lambda n: dict(epochs=1, batch=100)  # in the workers too
 if __name__ == "__main__":
     print(e.run({PLAN}, "rows", workers=2))
 """

@@ -11,7 +11,8 @@ import house
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CDN = "https://cdn.jsdelivr.net/npm/mathjax@3.2.2/"  # the one named host, for formulas
-PAGES = ["index", "course", "limits", "measured", "cite", "explorers", "10_coupling",
+PAGES = ["index", "course", "limits", "measured", "cite", "explorers/index",
+         "explorers/distances", "10_coupling",
          "61_evaluate", "api/index", "api/results", "api/countermeasures.preprocess"]
 FAKE = '''
 class Fake:
@@ -213,7 +214,7 @@ def test_a_solution_unfolds(visit):
 
 
 def test_frames_move_by_keyboard(visit):
-    page = visit("explorers.html")
+    page = visit("explorers/distances.html")
     box = page.locator(".frames").first
     control = box.locator("input[type=range], select").first
     control.scroll_into_view_if_needed()
@@ -226,5 +227,5 @@ def test_frames_move_by_keyboard(visit):
 
 
 def test_an_explorer_that_is_missing_says_so(visit):
-    page = visit("explorers.html")
+    page = visit("explorers/results.html")
     assert "is not in this build" in page.locator(".no-frames").first.inner_text()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SHIPPED', 'fit_linear', 'project_out', 'OrthogonalProjection', 'small_pipeline', 'bands', 'noise_loss',
            'train_denoiser', 'denoise', 'load_denoiser', 'DiffusionPurify', 'save_denoiser', 'DVAE', 'fit_dvae',
-           'subtract', 'DVAEPurify']
+           'purified', 'DVAEPurify']
 
 # %% ../../nbs/54_countermeasures.purify.ipynb #8397dd9a
 import math
@@ -271,32 +271,34 @@ def fit_dvae(
 
 
 @torch.no_grad()
-def subtract(
+def purified(
     model: DVAE,  # fitted
     x8: torch.Tensor,  # what it was fitted to, uint8 (N, 3, H, W)
     y: torch.Tensor,  # (N,) labels
+    redraw: bool = False,  # the pictures as drawn again
 ) -> torch.Tensor:  # uint8, same shape
-    "Pictures without what their class predicts."
+    "Pictures without what their class predicts, or drawn again."
     def part(x, label):
-        extra = model(pad_to(x, 4), label)[1]
-        return to_uint8((x - crop_to(extra, x.shape[-2:])).cpu())
+        drawn, extra, _ = model(pad_to(x, 4), label)
+        drawn, extra = (crop_to(z, x.shape[-2:]) for z in (drawn, extra))
+        return to_uint8((drawn if redraw else x - extra).cpu())
     return torch.cat([part(to_float(p).to(device()), label.to(device()))
                       for p, label in zip(x8.split(250), y.split(250))])
 
 
 class DVAEPurify(Countermeasure):
-    "What an autoencoder can predict from the class is subtracted."
+    "What a class predicts is subtracted; what is left is drawn again."
 
     kind, source = "purify", "Yu et al. (D-VAE), ICML 2024"
 
     def __init__(
         self,
-        rates: tuple[float, ...] = (300.0,),  # one stage each, see `fit_dvae`
+        low: float = 100.0,  # rate of the first stage, see `fit_dvae`
+        high: float = 1000.0,  # rate of the second
         passes: int = 5,  # over the pictures, in each stage
     ):
-        self.rates, self.passes = rates, passes
-        words = " and ".join(f"{r:g}" for r in rates)
-        self.setting = f"{words} nats, {passes} passes"
+        self.rates, self.passes = (low, high), passes
+        self.setting = f"{low:g} and {high:g} nats, {passes} passes"
 
     def files(
         self,
@@ -304,8 +306,8 @@ class DVAEPurify(Countermeasure):
         y: torch.Tensor,  # (N,) labels
         seed: int = 0,  # of the fits
     ) -> torch.Tensor:  # uint8, same shape
-        "Fit, subtract, and once more for every further rate."
-        for rate in self.rates:
+        "Fit and subtract, then fit and draw again."
+        for redraw, rate in enumerate(self.rates):
             model = fit_dvae(pad_to(x8, 4), y, rate, self.passes, seed=seed)
-            x8 = subtract(model, x8, y)
+            x8 = purified(model, x8, y, bool(redraw))
         return x8
