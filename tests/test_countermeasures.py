@@ -11,7 +11,7 @@ from dh_nb.data import BadInput, load_dataset, to_float
 from dh_nb.nets import net
 from dh_nb.victim import Adversary, train_victim
 
-CHEAP = {"dvae": dict(passes=1), "diffusion_purify": dict(steps=2),
+CHEAP = {"dvae": dict(passes=(1, 1)), "diffusion_purify": dict(steps=2),
          "ueraser_max": dict(draws=2), "adversarial_training": dict(steps=1)}
 
 

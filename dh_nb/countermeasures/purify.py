@@ -293,12 +293,12 @@ class DVAEPurify(Countermeasure):
 
     def __init__(
         self,
-        low: float = 100.0,  # rate of the first stage, see `fit_dvae`
+        low: float = 300.0,  # rate of the first stage, see `fit_dvae`
         high: float = 1000.0,  # rate of the second
-        passes: int = 5,  # over the pictures, in each stage
+        passes: tuple[int, int] = (5, 12),  # over the pictures, in each stage
     ):
-        self.rates, self.passes = (low, high), passes
-        self.setting = f"{low:g} and {high:g} nats, {passes} passes"
+        self.stages = list(zip((low, high), passes))
+        self.setting = " then ".join(f"{r:g} nats, {n} passes" for r, n in self.stages)
 
     def files(
         self,
@@ -307,7 +307,7 @@ class DVAEPurify(Countermeasure):
         seed: int = 0,  # of the fits
     ) -> torch.Tensor:  # uint8, same shape
         "Fit and subtract, then fit and draw again."
-        for redraw, rate in enumerate(self.rates):
-            model = fit_dvae(pad_to(x8, 4), y, rate, self.passes, seed=seed)
+        for redraw, (rate, passes) in enumerate(self.stages):
+            model = fit_dvae(pad_to(x8, 4), y, rate, passes, seed=seed)
             x8 = purified(model, x8, y, bool(redraw))
         return x8
