@@ -51,4 +51,4 @@ FLOORS = dict(  # clean accuracy in percent on CIFAR-10, scale small
     none=75, cutout=68, cutmix=69, mixup=70, autoaugment=70, randaugment=70,
     ueraser_max=58, noise=68, gaussian_blur=48, mean_filter=36, median_filter=60,
     bit_depth=60, grayscale=70, jpeg=65, gray_jpeg=60, adversarial_training=38,
-    orthogonal_projection=72, diffusion_purify=67, dvae=54)
+    orthogonal_projection=72, diffusion_purify=67, dvae=59)
