@@ -194,9 +194,11 @@ def lpips(
     most: int = 256,  # pictures that are looked at, evenly spread
 ) -> float | str:  # 0: alike; or the reason why it cannot be told
     "LPIPS (Zhang et al. 2018), AlexNet, at 64 px or more; nothing is fetched."
-    weights = Path(torch.hub.get_dir(), "checkpoints", "alexnet-owt-7be5be79.pth")
+    from torchvision.models import AlexNet_Weights
+    name = Path(AlexNet_Weights.DEFAULT.url).name
+    weights = Path(torch.hub.get_dir(), "checkpoints", name)
     if not find_spec("lpips"): return "the package lpips is not installed"
-    if not weights.is_file(): return f"{weights.name} is not at hand"
+    if not weights.is_file(): return f"{name} is not at hand"
     from lpips import LPIPS
     with warnings.catch_warnings():  # it names torchvision's weights the old way
         warnings.simplefilter("ignore", UserWarning)

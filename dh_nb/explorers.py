@@ -11,7 +11,7 @@ __all__ = ['ADAPTING', 'QUICK', 'MOMENTS', 'MEMORY', 'STRENGTHS', 'DEEPER', 'WHA
            'place', 'about_look', 'draw_distances', 'explore_distances', 'covers', 'secrets', 'hide_in_bands',
            'likeness', 'explore_hiding', 'one_draw', 'worst_near', 'treat', 'stronger', 'all_treated', 'treated',
            'results_home', 'all_rows', 'accuracies', 'draw_accuracies', 'draw_suite', 'said_accuracy',
-           'explore_countermeasures', 'shared', 'decibels', 'ordered', 'draw_scores', 'explore_results', 'void']
+           'explore_countermeasures', 'shared', 'ordered', 'draw_scores', 'explore_results', 'void']
 
 # %% ../nbs/80_explorers.ipynb #389a96cd
 import json
@@ -56,7 +56,7 @@ from .lfc import Concentration, damaged
 from .protect import WORK, work_size
 from .quality import band_energy, psnr, to_budget
 from .results import read
-from .scorecard import below_floor, groups, score_lines
+from .scorecard import below_floor, eye_lines, groups, score_lines
 from .semantic import semantic_images
 from .show import (BLUES, COLOURS, INK, PALETTE, QUIET, STYLE, Sheet, heat_map,
                         image_grid, picture, residual, spectrum)
@@ -895,21 +895,13 @@ def shared(
     return [r for r in rows if r["countermeasure"] in full]
 
 
-def decibels(
-    rows: list[dict],  # of one group
-    line: str,  # one of them
-) -> float | None:  # dB, mean of the mean PSNR; None for clean
-    "How visible a line is."
-    seen = [r["psnr_mean"] for r in rows if r["line"] == line and r["psnr_mean"]]
-    return fmean(seen) if seen else None
-
-
 def ordered(
     rows: list[dict],  # of one group, from `groups`
     by: str,  # one of ORDERS
 ) -> list[dict]:  # lines of the table, the best protection first, clean last
     "A table in an order; what has no such figure comes after what has."
-    lines = [dict(line, PSNR=decibels(rows, line["method"]))
+    eye = {line["method"]: line["PSNR, dB"] for line in eye_lines(rows)}
+    lines = [dict(line, PSNR=eye.get(line["method"]))
              for line in score_lines(rows, fmean)]
     sign = -1 if by == "PSNR" else 1
 

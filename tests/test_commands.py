@@ -18,6 +18,8 @@ from dh_nb.training import bundled, load_hider, save_hider
 
 COMMANDS = ["demo", "train", "protect", "verify", "reveal", "keygen", "bench", "student",
             "explore"]
+NEEDED = {"protect": "ab", "verify": "ab", "reveal": "a", "train": ["a", "--out", "b"], "keygen": "a",
+          "student": "a", "bench": ["status"]}  # what else they would miss first
 CIFAR = Path(os.environ.get("DH_DATA", "/nonexistent")) / "cifar10.webp.npz"
 
 
@@ -61,6 +63,11 @@ def tree(folder):
 def test_help_has_examples(name, capsys):
     assert call(name, "--help") == 0
     assert f"examples:\n  dh_{name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_an_unknown_option_is_one_sentence(name, capsys):
+    refused(capsys, name, *NEEDED.get(name, []), "--wrong", says="--wrong")
 
 
 def test_every_command_is_installed():

@@ -2,6 +2,7 @@
 import functools, html, http.server, os, re, shutil, subprocess, sys, threading
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -229,3 +230,14 @@ def test_frames_move_by_keyboard(visit):
 def test_an_explorer_that_is_missing_says_so(visit):
     page = visit("explorers/results.html")
     assert "is not in this build" in page.locator(".no-frames").first.inner_text()
+
+
+def test_two_explorers_on_a_page_are_refused(monkeypatch):
+    monkeypatch.syspath_prepend(str(house.ROOT / "nbs/_ext"))
+    import pages
+    monkeypatch.setattr(pages, "registry", lambda module: {"toy": lambda: SimpleNamespace(
+        frames=lambda: "<figure></figure>")})
+    page = SimpleNamespace(config=SimpleNamespace(frames_module=""), arguments=["toy"],
+                           env=SimpleNamespace(temp_data={}), error=ValueError)
+    assert "figure" in pages.Frames.run(page)[0].astext()
+    with pytest.raises(ValueError, match="One explorer"): pages.Frames.run(page)

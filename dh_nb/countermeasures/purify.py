@@ -245,12 +245,12 @@ def fit_dvae(
     y: torch.Tensor,  # (N,) labels
     rate: float = 300.0,  # nats a picture of 32 px may cost, for larger ones more
     passes: int = 5,  # over the pictures
-    batch: int = 128,  # pictures a step
     lr: float = 3e-3,  # highest learning rate
     seed: int = 0,  # of everything random
 ) -> DVAE:  # in eval mode
-    "Fit both decoders at a rate (eq. 4)."
+    "Fit both decoders at a rate (eq. 4), in batches of 32 for few pictures, up to 128."
     torch.manual_seed(seed)
+    batch = min(128, max(32, len(y) // 64))
     g, size = torch.Generator().manual_seed(seed), x8.shape[-2:]
     model = DVAE(int(y.max()) + 1, size).to(device(), memory_format=torch.channels_last)
     opt = torch.optim.Adam(model.parameters(), lr)
@@ -307,7 +307,7 @@ class DVAEPurify(Countermeasure):
         seed: int = 0,  # of the fits
     ) -> torch.Tensor:  # uint8, same shape
         "Fit and subtract, then fit and draw again."
-        for redraw, (rate, passes) in enumerate(self.stages):
+        for (rate, passes), redraw in zip(self.stages, (False, True)):
             model = fit_dvae(pad_to(x8, 4), y, rate, passes, seed=seed)
-            x8 = purified(model, x8, y, bool(redraw))
+            x8 = purified(model, x8, y, redraw)
         return x8

@@ -366,8 +366,9 @@ class Frames(SphinxDirective):
             words = (f"The explorer of {self.arguments[0]} is not in this build of the "
                      "pages; it needs the room 80_explorers.")
             return [nodes.paragraph("", words, classes=["no-frames"])]
-        if self.env.temp_data.setdefault("frames", self.arguments[0]) != self.arguments[0]:
+        if self.env.temp_data.get("frames"):
             raise self.error("One explorer a page: more would be slow to load.")
+        self.env.temp_data["frames"] = True
         html = f'<div class="frames">{make().frames()}</div>'
         return [nodes.raw("", html, format="html")]
 
