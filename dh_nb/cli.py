@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import wraps
@@ -35,7 +36,7 @@ from .lfc import Concentration
 from .nets import net
 from .protect import (expected, protect as protect_folder, reveal_image, save_png,
                            secret_distance)
-from .results import append, missing, read
+from .results import Measure, append, missing, read
 from .semantic import keygen as write_key, read_key, semantic_images
 from .student import write_copies
 from .survive import adapt, harden
@@ -479,13 +480,18 @@ def bench_run(
 ) -> None:
     "Judge what is missing."
     from dh_nb.evaluate import run
-    plan = bench_plan(a)
+    plan, begun = bench_plan(a), time.monotonic()
     try: done = run(plan, a.results, a.workers, a.ray)
     except KeyboardInterrupt:
         sys.exit(complain("bench", "stopped; finished cells are kept.", 130))
-    left = len(missing(plan, read(a.results)))
-    print(f"Judged {done} cells; {len(plan) - left} of {len(plan)} are in {a.results}.",
-          "Another process had the others in hand." if left else "")
+    minutes, left = (time.monotonic() - begun) / 60, len(missing(plan, read(a.results)))
+    print(f"Judged {done} cells in {minutes:.1f} minutes; {len(plan) - left} of {len(plan)} "
+          f"are in {a.results}.", "Another process had the others in hand." if left else "")
+    if done == len(plan):  # from nothing to all in one go: what a reader wants to know
+        crew = "a Ray cluster" if a.ray else f"{a.workers or torch.get_num_threads()} processes"
+        append(Measure(name=f"a plan of {done} cells, {a.methods}", value=minutes, unit="min",
+                       dataset=plan[0]["dataset"], subset=plan[0]["subset"], note=crew),
+               a.results)
 
 
 def bench_status(

@@ -1,5 +1,5 @@
 "The bench: whoever is judged, whatever kills it, whoever shares the work."
-import json, os, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time
 from functools import partial
 from importlib.util import find_spec
 from concurrent.futures import ThreadPoolExecutor
@@ -464,7 +464,9 @@ def test_from_plan_to_table(short, tmp_path, capsys, monkeypatch):
             "none,grayscale", "--results", rows]
     said = lambda *args: (call(*args), capsys.readouterr().out)
     assert "4 of 4 cells are missing; how long" in said("status", *plan)[1]
-    assert said("run", *plan)[1].startswith(f"Judged 4 cells; 4 of 4 are in {rows}.")
+    told = said("run", *plan)[1]
+    assert re.fullmatch(rf"Judged 4 cells in \d.\d minutes; 4 of 4 are in {rows}. \n", told)
+    assert [m["unit"] for m in read(rows, "measures")] == ["min"]
     assert "0 of 4 cells are missing." in said("status", *plan)[1]
     code, text = said("table", "--results", rows, "--out", out)
     assert code == 0 and "| class DCT | 1 |" in text and "worst recovery" in text
