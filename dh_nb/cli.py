@@ -485,13 +485,14 @@ def bench_run(
     except KeyboardInterrupt:
         sys.exit(complain("bench", "stopped; finished cells are kept.", 130))
     minutes, left = (time.monotonic() - begun) / 60, len(missing(plan, read(a.results)))
-    print(f"Judged {done} cells in {minutes:.1f} minutes; {len(plan) - left} of {len(plan)} "
-          f"are in {a.results}.", "Another process had the others in hand." if left else "")
+    print(f"Judged {done} cells in {minutes:.1f} minutes; {len(plan) - left} of "
+          f"{len(plan)} are in {a.results}.",
+          "Another process had the others in hand." if left else "")
     if done == len(plan):  # from nothing to all in one go: what a reader wants to know
-        crew = "a Ray cluster" if a.ray else f"{a.workers or torch.get_num_threads()} processes"
-        append(Measure(name=f"a plan of {done} cells, {a.methods}", value=minutes, unit="min",
-                       dataset=plan[0]["dataset"], subset=plan[0]["subset"], note=crew),
-               a.results)
+        crew = f"{a.workers or torch.get_num_threads()} processes"
+        append(Measure(name=f"a plan of {done} cells, {a.methods}", unit="min",
+                       value=minutes, note=f"Ray {a.ray}" if a.ray else crew,
+                       dataset=plan[0]["dataset"], subset=plan[0]["subset"]), a.results)
 
 
 def bench_status(

@@ -97,7 +97,8 @@ def kept(
 
 # %% ../nbs/80_explorers.ipynb #4d6477d1
 ADAPTING = {"adapting, with LFC": 1.0, "adapting, without LFC": 0.0}  # -> its weight
-QUICK = ("clean", "dh", "robust", "alpha blend", "class DCT", "class noise", "LSP")
+QUICK = ("clean", "dh", "robust", "alpha blend", "class DCT", "class noise", "LSP",
+         "OPS", "AR")
 MOMENTS = (0, 5, 10, 20, 40)  # steps of adaptation at which we look
 
 
@@ -641,32 +642,33 @@ def likeness(
 
 # %% ../nbs/80_explorers.ipynb #a4eee2dd
 def explore_hiding() -> Explorer:  # live, stored or as frames
-    "A cover, a secret, bands, decibels and damage: published, change and found."
-    hider = load_hider("fast")
+    "A cover, a secret, a hider, bands, decibels and damage: what becomes of them."
+    hiders = {name: load_hider(name) for name in ("fast", "robust")}
 
-    def draw(fig, cover, secret, bands, db, damage):
-        k, x8 = SHOWN.index(secret), covers()[cover]
+    def draw(fig, cover, secret, preset, bands, db, damage):
+        k, x8, hider = SHOWN.index(secret), covers()[cover], hiders[preset]
         out8 = hide_in_bands(hider, x8, secrets()[k:k + 1], bands, db)
-        found = to_float(found_in(hider, filtered(out8, *DAMAGES[damage])))[0]
+        after = filtered(out8, *DAMAGES[damage])
+        found = to_float(found_in(hider, after))[0]
         like = [likeness(found, s) for s in secrets()]
         others = max(v for i, v in enumerate(like) if i != k)
         change = interpolate(to_float(out8) - to_float(x8),
                              work_size(*x8.shape[-2:]), mode="area")
         top, low = fig.subfigures(2, 1, height_ratios=[1.15, 1])
-        image_grid(top, [[x8[0], out8[0], residual(x8, out8)[0], secrets()[k], found]],
-                   col_labels=["cover", "published", "change ×5", "hidden", "found"])
+        row = {"cover": x8[0], "hidden": secrets()[k], "published": out8[0],
+               "change ×5": residual(x8, out8)[0], "damaged": after[0], "found": found}
+        image_grid(top, [list(row.values())], col_labels=list(row))
         spectrum(low, {"change": band_energy(change)}, title=f"found: likeness "
                  f"{like[k]:.2f}, to others at most {others:.2f}")
         top.alt = low.alt = ""
-        fig.alt = (f"{secret} in {cover}, {bands} of 64 bands, "
+        fig.alt = (f"{secret} in {cover} by {preset}, {bands} of 64 bands, "
                    f"{decibel(x8, out8).item():.1f} dB. Damage: {damage}. What is "
                    f"found correlates {like[k]:.2f} with what was hidden, and at most "
                    f"{others:.2f} with the four others.")
 
     return Explorer(
-        draw, 10, 5, "Hide a picture", dict(
-            bands=[1, 3, 6, 24], damage=list(DAMAGES)[:5]),
-        (6.4, 4.6), bands=slider(BANDS, 24, "bands of 64"),
+        draw, 10, 5, "Hide a picture", dict(bands=[1, 3, 6, 24], damage=[*DAMAGES][:5]),
+        (6.4, 4.6), preset=choice(hiders), bands=slider(BANDS, 24, "bands of 64"),
         db=slider((24, 27, 30.1, 33, 36, 40), 30.1, "budget", " dB"),
         damage=choice(DAMAGES), secret=choice(SHOWN), cover=choice(covers()))
 

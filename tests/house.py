@@ -20,6 +20,7 @@ HINT = re.compile(r"^<details><summary>Hint</summary>$", re.M)
 SITE_ONLY = re.compile(r"\[\]\(\S+\)|\{\w+\}`|^:{3,}|^`{3,}\{", re.M)
 HOME = re.compile(r"(?<![\w.:/~-])/(?:root|work|home/\w+|Users/\w+)/\w|[A-Z]:\\Users\\"
                   r"|/tmp/ipykernel")
+WAIT = re.compile(r"# (about )?(an?|\d+) (second|minute|hour)s?, ")
 FREE = {  # what a lesson may do without, and why
     "formula": {7: "widgets", 55: "a list of names", 80: "widgets",
                 90: "a call of other rooms", 91: "commands"},
@@ -279,6 +280,13 @@ def directives(room):
                 yield f"{c}: unknown `#| {d}`; known: default_exp, {known}"
         if c.code and not c.source.startswith("#|") and c.directives:
             yield f"{c}: `#|` lines come first in a cell"
+
+
+@rule
+def waiting(room):
+    for c in room.cells:
+        if "slow" in c.directives and not WAIT.match(c.source.partition("#| slow\n")[2]):
+            yield f"{c}: under `#| slow` a comment says how long: `# about 3 minutes, ...`"
 
 
 # ---- the code in it ----

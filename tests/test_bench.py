@@ -472,6 +472,6 @@ def test_from_plan_to_table(short, tmp_path, capsys, monkeypatch):
     assert code == 0 and "| class DCT | 1 |" in text and "worst recovery" in text
     assert sorted(p.name for p in out.iterdir()) == ["table.csv", "table.md", "table.png"]
     assert (out / "table.md").read_text().strip() == text.strip()
-    assert {p.name for p in rows.iterdir()} == {"cells", "cells.jsonl"}
+    assert {p.name for p in rows.iterdir()} == {"cells", "cells.jsonl", "measures.jsonl"}
     more = said("status", *plan, "--seeds", "2", "--workers", "2")[1]
     assert more.startswith("4 of 8 cells are missing; with 2 at work")

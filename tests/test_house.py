@@ -149,6 +149,7 @@ BAD = {
                 outputs({"text": "saved to /Users/ann/x.png"})],
     "directives": [more("#| exports\n1"), more("#| eval:true\n1"),
                    more("#| export data\n1"), more("assert True\n#| slow")],
+    "waiting": [more("#| slow\nassert True"), more("#| slow\n# soon\nassert True")],
     "parses": [more("assert half(")],
     "module": [change("#| default_exp toy\n---\n", ""), parse(GOOD, "09_boy"),
                change("---\n#| default_exp", "---\nMore.\n---\n#| default_exp")],
