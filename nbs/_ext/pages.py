@@ -150,7 +150,11 @@ def doors(name, number, config):
 :class-container: doors
 Open it in [Colab]({colab}) or on [Binder]({binder}), and run this cell first:
 ```python
-%pip install -q "{LIB}{extra} @ git+{repo}"
+from pathlib import Path
+if not Path("../results").exists():  # Colab opens a lesson without its house
+    !git clone -q --depth 1 -b {branch} {repo} /content/house
+    %cd /content/house/nbs
+%pip install -q "..{extra}"
 ```
 At home: `git clone {repo}`, then `pip install -e '.[lab]'` and `jupyter lab nbs/{name}.ipynb`.
 :::
