@@ -149,7 +149,7 @@ def doors(name, number, config):
 :::{{dropdown}} Run this lesson
 :class-container: doors
 Open it in [Colab]({colab}) or on [Binder]({binder}), and run this cell first:
-```python
+```ipython3
 from pathlib import Path
 if not Path("../results").exists():  # Colab opens a lesson without its house
     !git clone -q --depth 1 -b {branch} {repo} /content/house
