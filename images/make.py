@@ -75,8 +75,8 @@ def figures(folder=HERE.parent / "results"):
 def contest(folder=HERE.parent / "results"):
     "What a victim learns after nothing, JPEG, and the worst of the suite, and what is seen."
     chosen = ["clean", "robust", "dh", "class DCT", "EM", "LSP", "AR", "OPS"]
-    rows = [r for r in read(folder) if r["method"] in chosen and "%" not in r["subset"]]
-    group = groups(rows)["cifar10", "small", "first 1000 a class", "quick"]
+    rows = groups(read(folder))["cifar10", "small", "first 1000 a class", "quick"]
+    group = [r for r in rows if r["line"] in chosen]
     lines = sorted(score_lines(group), key=lambda line: chosen.index(line["method"]))
     eye = {line["method"]: line for line in eye_lines(group)}
     ends = {"mean": "{:.1f}", "worst": "{:.1f}", "worst recovery": "{:.2f}",

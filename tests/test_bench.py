@@ -465,7 +465,7 @@ def test_from_plan_to_table(short, tmp_path, capsys, monkeypatch):
     said = lambda *args: (call(*args), capsys.readouterr().out)
     assert "4 of 4 cells are missing; how long" in said("status", *plan)[1]
     told = said("run", *plan)[1]
-    assert re.fullmatch(rf"Judged 4 cells in \d.\d minutes; 4 of 4 are in {rows}. \n", told)
+    assert re.fullmatch(rf"Judged 4 cells in \d\.\d minutes; 4 of 4 are in {rows}\.\n", told)
     assert [m["unit"] for m in read(rows, "measures")] == ["min"]
     assert "0 of 4 cells are missing." in said("status", *plan)[1]
     code, text = said("table", "--results", rows, "--out", out)

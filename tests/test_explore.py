@@ -228,7 +228,8 @@ def four(home, monkeypatch, tmp_path):
 @pytest.mark.parametrize("name, moves", [
     ("distances", dict(cls=5, view="tsne", what="pictures", method="class DCT",
                        after="jpeg", strength=5)),
-    ("hiding", dict(preset="robust", bands=1, db=40, damage="jpeg 10", secret="bee", cover="flower")),
+    ("hiding", dict(preset="robust", bands=1, db=40, damage="jpeg 10", secret="bee",
+                    cover="flower")),
     ("results", dict(table="cifar10, small, first 1000 a class, quick48", by="PSNR",
                      full=True))])
 def test_each_control_changes_the_picture(name, moves, four):
