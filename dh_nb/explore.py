@@ -106,7 +106,7 @@ def quick_png(
     "A figure as PNG for somebody who waits."
     note, buffer, image = PngImagePlugin.PngInfo(), BytesIO(), pixels(fig)
     note.add_itxt("Description", alt_text(fig))
-    if small: image = image.quantize(48, kmeans=1, method=1)
+    if small: image = image.quantize(48, kmeans=1)
     image.save(buffer, "png", compress_level=9 if small else 1, pnginfo=note)
     return buffer.getvalue()
 

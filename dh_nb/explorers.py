@@ -954,8 +954,9 @@ def explore_results(
         draw_scores(fig, shared(found[table]) if full else found[table], by, table)
         fig.alt += " Only columns that all lines share." * full
 
-    tables = list(found) or ["no rows"]
-    return Explorer(draw, 11, 5, "The big table", dict(
+    tables, most = list(found) or ["no rows"], max(
+        (len({r["line"] for r in group}) for group in found.values()), default=0)
+    return Explorer(draw, 11, max(5, 2 + most / 6), "The big table", dict(
         by=["worst", "mean", "PSNR"], full=[False, True], table=tables[:3]), (6.4, 5),
                     by=choice(ORDERS, label="sorted by"), full=check(
                         label="only columns that all lines share"),

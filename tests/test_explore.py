@@ -106,6 +106,17 @@ def test_a_view_follows_and_reports():
     assert view.inputs["level"].continuous_update is False
 
 
+def test_a_stored_picture_keeps_pale_colours_apart():
+    fig, noise = e.Sheet(1, 1, dpi=100), np.random.default_rng(0).random((60, 60, 3))
+    flat = [np.full((60, 9, 3), c) / 255 for c in ((232, 198, 192), (219, 221, 223))]
+    fig.figimage(np.concatenate([noise, *flat], 1))
+    full, few = (np.asarray(Image.open(BytesIO(e.quick_png(fig, small))).convert("RGB"))
+                 for small in (False, True))
+    assert len(np.unique(few.reshape(-1, 3), axis=0)) <= 48
+    for column in (64, 73):
+        assert np.abs(few[80, column].astype(int) - full[80, column]).max() < 6
+
+
 def test_a_failing_drawing_is_said_and_the_picture_stays():
     def moody(fig, n):
         if n == 2: raise BadInput("two is too many.")
