@@ -108,8 +108,7 @@ OPTIONS = {  # what several commands share, spelt the same everywhere
     "--weights": dict(metavar="FILE", help="a .safetensors file of your own"),
     "--seed": dict(type=int, default=0, help="random seed (default: 0)"),
     "--psnr": dict(type=float, metavar="DB",
-                   help="every picture has this PSNR or more (default: 30.1; hidden "
-                        "with robust: 30.4)"),
+                   help="every picture has this PSNR or more (default: 30.1)"),
     "--root": dict(metavar="DIR", help="where data sets live (default: $DH_DATA)"),
     "--results": dict(metavar="DIR", help="append what was measured to DIR"),
     "--key": dict(metavar="FILE", help="your key, from dh_keygen"),

@@ -25,7 +25,10 @@ THIN = Preset("robust", dict(split="dct8", blocks=1, growth=4, layers=2, band=4,
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 
 
-def pictures(n=8, size=32): return torch.rand(n, 3, size, size, generator=gen())
+def pictures(n=8, size=32, seed=0): return torch.rand(n, 3, size, size, generator=gen(seed))
+
+
+FEW = (255 * pictures(6)).byte()  # covers of an autoencoder
 
 
 # ---- places ----
@@ -80,7 +83,7 @@ def test_new_kinds_pass_a_gradient(kind):
 @pytest.mark.parametrize("kind", list(s.SHARES))
 def test_every_opponent_lets_the_gradient_through_and_repeats_itself(kind):
     x, y = pictures().requires_grad_(), torch.arange(8) % 4
-    foe, runs = s.opponents(4)[kind], []
+    foe, runs = s.opponents(4, FEW)[kind], []
     for _ in range(2):
         torch.manual_seed(1)
         model = net("quick", 4)
@@ -118,15 +121,71 @@ def test_what_a_class_has_in_common_is_taken_out_and_what_moves_stays():
 
 
 def test_a_readers_memory_is_its_own():
-    foe, x = s.opponents(3)["projection"], pictures(6)
+    foe, x = s.opponents(3, FEW)["projection"], pictures(6)
     readers = [s.Reader(foe, torch.zeros(3, 1, 3, 32, 32), x) for _ in range(2)]
     sum(readers[0].losses(x, x / 2, torch.arange(6) % 3, gen()).values()).backward()
     assert torch.is_tensor(readers[0].opponent.means)
     assert readers[1].opponent.means == foe.means == 0
 
 
+@given(share=st.floats(0, 1), shift=st.floats(-0.2, 0.2))
+@quick
+def test_destroyed_is_the_energy_that_is_gone_whatever_else_was_done(share, shift):
+    x, stego = pictures(5), pictures(5, seed=9)
+    lost = s.destroyed(x, stego, x + shift, x + shift + share * (stego - x))
+    torch.testing.assert_close(lost, torch.tensor((1 - share) ** 2), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (30, 41)])
+def test_autoencoders_take_turns_keep_sizes_and_pass_a_gradient(size):
+    torch.manual_seed(4)
+    state = torch.get_rng_state()
+    foe = s.Redrawn(2, (255 * torch.rand(6, 3, *size, generator=gen())).byte(), (1.0, 1e6), passes=2)
+    assert torch.equal(torch.get_rng_state(), state)  # nobody else's draws have moved
+    assert not any(p.requires_grad for m in foe.models for p in m.parameters())
+    x = torch.rand(2, 3, *size, generator=gen()).requires_grad_()
+    shown = [foe.purify(x.detach(), x, torch.zeros(2).long())[1] for _ in range(3)]
+    assert shown[0].shape == x.shape and not torch.equal(shown[0], shown[1])
+    torch.testing.assert_close(shown[0], shown[2])
+    shown[0].sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind, counts", [("plain", False), ("projection", False),
+                                          ("gray", True), ("redrawn", True), ("jpeg", True)])
+def test_only_strict_opponents_count_what_they_destroy(kind, counts):
+    x, y = pictures(6), torch.arange(6) % 3
+    reader = s.Reader(s.opponents(3, FEW)[kind], torch.zeros(3, 1, 3, 32, 32), x)
+    stego = (0.9 * x + 0.1 * pictures(6, seed=5)).requires_grad_()
+    losses = reader.losses(x, stego, y, gen())
+    assert (losses["lost"] > 0) == counts == losses["lost"].requires_grad
+    assert losses["common"].requires_grad
+
+
+@given(st.integers(2, 6), st.integers(1, 4), st.floats(0, 3))
+@quick
+def test_in_common_is_one_for_one_mark_and_nothing_for_chance(n, classes, noise):
+    y = torch.arange(n * classes) % classes
+    mark = torch.randn(classes, 3, 4, 4, generator=gen(1))[y]
+    torch.testing.assert_close(s.in_common(mark, y), torch.tensor(1.0))
+    wide = torch.randn(len(y), 3, 40, 40, generator=gen(2))
+    assert abs(s.in_common(noise * wide, y)) < 0.1
+    assert s.in_common(mark[:1], y[:1]) == 0  # one picture has nobody to share with
+    both = torch.randn(400, 3, 4, 4, generator=gen(3)) + 1  # as much mean as chance
+    assert abs(s.in_common(both, torch.zeros(400).long()) - 0.5) < 0.1
+
+
+def test_what_is_known_of_a_class_is_taken_off_before_it_is_drawn_again():
+    x, y = pictures(6), torch.arange(6) % 3
+    mark = pictures(3, seed=4)[y] / 9
+    foe = s.Redrawn(3, FEW, passes=1)
+    for _ in range(60):
+        left = foe.less(x, x + mark, y)
+    torch.testing.assert_close(left, x, atol=1e-3, rtol=0)
+
+
 def test_gray_readers_see_no_colour():
-    x = s.opponents(4)["gray"].batch(pictures(), torch.zeros(8, dtype=torch.long), gen())[0]
+    x = s.opponents(4, FEW)["gray"].batch(pictures(), torch.zeros(8, dtype=torch.long), gen())[0]
     assert (x - x.mean(1, keepdim=True)).abs().max() < 2 / 255
 
 
@@ -192,7 +251,7 @@ def test_harden_trains_repeats_itself_and_logs_its_readers():
     (a, log), (b, _) = once(), once()
     flat = lambda h: torch.cat([p.detach().flatten() for p in h.parameters()])
     assert torch.equal(flat(a), flat(b)) and not a.training
-    assert {"reader", "alone", "reveal", "structure", "kind", "age"} <= log[0].keys()
+    assert {"reader", "alone", "lost", "reveal", "structure", "kind", "age"} <= log[0].keys()
     assert {r["kind"] for r in log} <= set(s.SHARES) and log[0]["age"] == 0
 
 
@@ -202,3 +261,16 @@ def test_adapt_goes_on_as_the_preset_was_trained(monkeypatch):
         monkeypatch.setattr(s, name, lambda *a, name=name: called.append(name))
     for hider in (Hider(THIN), load_hider("fast")): s.adapt(hider, None, None, 1)
     assert called == ["harden", "finetune"]
+
+
+def test_a_soup_is_the_mean_and_leaves_its_parts_alone():
+    torch.manual_seed(0)
+    parts = [Hider(THIN) for _ in range(3)]
+    before = copy.deepcopy(parts[0].state_dict())
+    mean = s.soup(parts)
+    for name, value in mean.state_dict().items():
+        each = torch.stack([h.state_dict()[name] for h in parts])
+        torch.testing.assert_close(value, each.mean(0), atol=1e-6, rtol=1e-5)
+    assert all(torch.equal(v, before[k]) for k, v in parts[0].state_dict().items())
+    assert not mean.training and mean.preset == THIN
+    torch.testing.assert_close(s.soup(parts[:1]).state_dict(), before)
