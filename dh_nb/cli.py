@@ -7,7 +7,7 @@ __all__ = ['OPTIONS', 'BENCH_OPTIONS', 'PLAN', 'OTHERS', 'BENCH', 'Parser', 'par
            'choices', 'protect', 'keygen', 'verify', 'read_manifest', 'nearest', 'reveal', 'loss_weight',
            'training_options', 'header_notes', 'train', 'fifties', 'universal_hider', 'demo', 'student', 'listed',
            'ratios', 'seconds', 'bench_dataset', 'bench_plan', 'bench_run', 'bench_status', 'bench_table',
-           'bench_speed', 'bench', 'own_copy', 'page_of_explorers', 'free_port', 'server_line', 'explore']
+           'bench_speed', 'bench', 'own_copy', 'page_of_explorers', 'free_port', 'server_line', 'offered', 'explore']
 
 # %% ../nbs/91_cli.ipynb #a1c7fe9b
 import argparse
@@ -629,6 +629,16 @@ def server_line(
     return line + ["--no-browser"] * (not browser) + [f"--port={port}"] * bool(port)
 
 # %% ../nbs/91_cli.ipynb #f901f179
+def offered(
+    folders: list[str],  # of published pictures
+) -> dict[str, str]:  # what the environment of a kernel needs for it
+    "The explorers will offer these; BadInput where one goes with no data set."
+    if not folders: return {}
+    from dh_nb.explorers import fitting
+    for folder in folders: fitting(folder)
+    return {"DH_FILES": "\n".join(map(os.path.abspath, folders))}
+
+
 @command
 def explore(
     args: list[str] | None = None,  # arguments; None: those of the process
@@ -636,18 +646,22 @@ def explore(
     "The explorers in JupyterLab, or as a page (dh_explore)."
     p = parser("dh_explore", "Open the explorers of distances, hiding, countermeasures "
                "and results in JupyterLab.",
-               "  dh_explore\n  dh_explore --voila --port 8866 --no-browser")
+               "  dh_explore\n  dh_explore --files out\n"
+               "  dh_explore --voila --port 8866 --no-browser")
     add = p.add_argument
     add("--voila", action="store_true", help="serve them as a page, without code")
     add("--no-browser", action="store_true", help="only say where it is")
     add("--port", type=free_port, metavar="N", help="where it listens")
     add("--out", default="explorers", metavar="DIR", help="an installed package copies "
         "the notebook there (default: explorers)")
+    add("--files", nargs="+", default=[], metavar="DIR", help="folders of published "
+        "pictures that are offered as methods, as files:DIR")
     a = p.parse_args(args)
+    env = os.environ | offered(a.files)
     with tempfile.TemporaryDirectory() as tmp:
         page = Path(tmp) / "explorers.ipynb"
         if a.voila: page.write_text(json.dumps(page_of_explorers()), encoding="utf-8")
         else: page = own_copy(notebook("80_explorers"), Path(a.out))
         line = server_line("voila" if a.voila else "jupyterlab", page,
                            not a.no_browser, a.port)
-        sys.exit(subprocess.call(line))
+        sys.exit(subprocess.call(line, env=env))

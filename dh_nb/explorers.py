@@ -8,9 +8,9 @@ __all__ = ['ADAPTING', 'QUICK', 'MOMENTS', 'MEMORY', 'STRENGTHS', 'DEEPER', 'WHA
            'data_sets', 'opened', 'deep', 'watched', 'adapt', 'remembered', 'decibel', 'moments', 'hider_at', 'quiet',
            'published', 'filtered', 'setting', 'Look', 'network', 'found_in', 'things', 'embed', 'thumbs', 'planes',
            'compute', 'arrays', 'nearest', 'draw_table', 'draw_map', 'draw_spread', 'draw_thumbs', 'four_places',
-           'place', 'about_look', 'draw_distances', 'explore_distances', 'covers', 'secrets', 'hide_in_bands',
-           'likeness', 'explore_hiding', 'one_draw', 'worst_near', 'treat', 'stronger', 'all_treated', 'treated',
-           'results_home', 'all_rows', 'accuracies', 'draw_accuracies', 'draw_suite', 'said_accuracy',
+           'place', 'about_look', 'draw_distances', 'given', 'fitting', 'explore_distances', 'covers', 'secrets',
+           'hide_in_bands', 'likeness', 'explore_hiding', 'one_draw', 'worst_near', 'treat', 'stronger', 'all_treated',
+           'treated', 'results_home', 'all_rows', 'accuracies', 'draw_accuracies', 'draw_suite', 'said_accuracy',
            'explore_countermeasures', 'shared', 'ordered', 'draw_scores', 'explore_results', 'void']
 
 # %% ../nbs/80_explorers.ipynb #389a96cd
@@ -82,7 +82,8 @@ def kept(
     about: dict,  # everything that the arrays depend on, plain values
     make: Callable,  # () -> dict of tensors
 ) -> dict[str, torch.Tensor]:  # what `make` returned, now or earlier
-    "Arrays from the disk, or made and put there."
+    "Arrays from the disk, or made and put there; those of files:DIR only made."
+    if str(about.get("method")).startswith("files:"): return make()
     text = json.dumps([about, edition()], sort_keys=True)
     path = cache_home() / f"{sha256(text.encode()).hexdigest()[:32]}.safetensors"
     try: return load_file(path)
@@ -217,14 +218,15 @@ def published(
     step: int = 0,  # of an adaptation
     progress: Callable = quiet,  # (share, words)
 ) -> tuple[torch.Tensor, Hider]:  # uint8 (N, 3, H, W), and who can read it
-    "What a method publishes."
+    "What a method publishes; BadInput where a folder does not go with the data set."
     task = opened(dataset, per_class)
     hider = hider_at(dataset, per_class, method, step, progress)
-    if method.startswith("files:"): return from_folder(method[6:], task.data), hider
     if method in ADAPTING:
         return hide_all(hider, task.data, SECRETS["own shapes"](task, 0)), hider
     about = dict(kind="published", data=dataset, n=per_class, method=method)
-    make = lambda: kept(about, lambda: {"x": METHODS[method](task, 0)})
+    theirs = lambda: from_folder(method.removeprefix("files:"), task.data)
+    paint = theirs if method.startswith("files:") else lambda: METHODS[method](task, 0)
+    make = lambda: kept(about, lambda: {"x": paint()})
     return remembered(tuple(about.values()), make)["x"], hider
 
 # %% ../nbs/80_explorers.ipynb #d2479104
@@ -391,7 +393,6 @@ def arrays(
     "The arrays of a look, from memory, from the disk, or computed."
     make = lambda: compute(look, progress)
     about = dict(kind="look", **asdict(look))
-    if look.method.startswith("files:"): return remembered((look,), make)
     return remembered((look,), lambda: kept(about, make))
 
 # %% ../nbs/80_explorers.ipynb #e6cf1bb0
@@ -562,13 +563,36 @@ def draw_distances(
                f"({names[cls]}): {table[cls, cls]:.2f} inside, {inter:.2f} to "
                f"others; nearest is {near} ({names[near]}). Map: {view}.")
 
+# %% ../nbs/80_explorers.ipynb #7c1f2be0
+def given(
+    folders: tuple[str, ...] | None = None,  # None: the lines of DH_FILES
+) -> list[str]:  # files:DIR, each once
+    "Folders of published pictures as methods."
+    lines = os.environ.get("DH_FILES", "").splitlines()
+    return [f"files:{f}" for f in dict.fromkeys(lines if folders is None else folders)]
+
+
+def fitting(
+    folder: str | Path,  # of published pictures
+) -> str:  # the name of the first data set that it goes with
+    "BadInput where `explore_distances` could show nothing of a folder."
+    if not os.path.isdir(folder): raise BadInput(f"{folder} is not a folder.")
+    complaints = []
+    for name in data_sets():
+        try: from_folder(folder, opened(name, Look.per_class).data)
+        except BadInput as e: complaints.append(str(e))
+        else: return name
+    if len(set(complaints)) == 1: raise BadInput(complaints[0])
+    raise BadInput(f"{folder} lacks the first {Look.per_class} of each class, by name "
+                   f"and size, of any of {', '.join(data_sets())}.")
+
 # %% ../nbs/80_explorers.ipynb #7fcb1c4b
 def explore_distances(
     per_class: int = 40,  # first pictures of each class
-    folders: tuple[str, ...] = (),  # of published pictures, offered as files:DIR
+    folders: tuple[str, ...] | None = None,  # offered as files:DIR, see `given`
 ) -> Explorer:  # live, stored or as frames
     "Distances between classes: table, map, histograms and pictures of one class."
-    methods = [*QUICK, *(ADAPTING if deep() else []), *(f"files:{f}" for f in folders)]
+    methods = [*QUICK, *(ADAPTING if deep() else []), *given(folders)]
     layers = list(LAYERS) if deep() else list(LAYERS)[:1]
 
     def draw(fig, cls, view, step, what, method, after, strength, layer, dataset,
@@ -736,7 +760,7 @@ def stronger(
 # %% ../nbs/80_explorers.ipynb #e287c995
 def all_treated(
     dataset: str,  # a name
-    method: str,  # one of QUICK
+    method: str,  # one of QUICK, or files:DIR
     strength: int,  # 1 to 5
     progress: Callable = quiet,  # (share, words)
 ) -> dict[str, torch.Tensor]:  # name -> uint8 (K, 3, H, W), the first of each class
@@ -754,7 +778,7 @@ def all_treated(
 
 def treated(
     dataset: str,  # a name
-    method: str,  # one of QUICK
+    method: str,  # one of QUICK, or files:DIR
     strength: int,  # 1 to 5
     progress: Callable = quiet,  # (share, words)
 ) -> dict[str, torch.Tensor]:  # name -> uint8 (K, 3, H, W)
@@ -855,6 +879,7 @@ def said_accuracy(
 # %% ../nbs/80_explorers.ipynb #f5d091bf
 def explore_countermeasures(
     results: str | Path | None = None,  # folder of rows; None: here, then the clone
+    folders: tuple[str, ...] | None = None,  # offered as files:DIR, see `given`
 ) -> Explorer:  # live, stored or as frames
     "One picture through the whole suite, and what victims learn after it."
     rows = all_rows(results)
@@ -879,7 +904,8 @@ def explore_countermeasures(
                     "dvae"], strength=[1, 3, 5]),
         (6.4, 9), "none",
         after=choice(["none", *suite()], "jpeg", "countermeasure"),
-        strength=slider(range(1, 6), 3, "strength"), method=choice(QUICK, "dh"),
+        strength=slider(range(1, 6), 3, "strength"),
+        method=choice([*QUICK, *given(folders)], "dh"),
         picture=slider(range(10), 2, "picture"),
         dataset=choice(data_sets(), label="data set"))
 

@@ -276,6 +276,63 @@ def test_a_folder_of_ones_own(home, tmp_path):
     name = f"files:{tmp_path / 'mine'}"
     a, b = (x.published("embedded", 4, m)[0] for m in (name, "dh"))
     assert x.decibel(a, b).min() > 45 and name in t.controls["method"].values
+    assert t.set("method", name).now() and f"embedded, {name}: changes" in t.caption
+    assert len(list(home.iterdir())) == 1  # of dh; a folder may change, so it is not kept
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    "Published pictures: enough of each class, and too few."
+    from dh_nb.protect import protect
+    tmp = tmp_path_factory.mktemp("published")
+    for name, n in (("mine", 40), ("few", 1)): protect("embedded", tmp / name, per_class=n)
+    return tmp
+
+
+def test_folders_of_the_environment_are_offered(folders, home, monkeypatch):
+    monkeypatch.setenv("DH_FILES", f"{folders / 'mine'}\n{folders / 'few'}\n")
+    names = [f"files:{folders / 'mine'}", f"files:{folders / 'few'}"]
+    monkeypatch.setattr(x, "treat", lambda name, x8, y, rows, strength: x8[rows])
+    for t in (x.explore_distances(4), x.explore_countermeasures()):
+        assert list(t.controls["method"].values[-2:]) == names
+    assert names[0] in t.set("method", names[0]).caption
+    with pytest.raises(BadInput, match="few lacks 190 of the 200 pictures"):
+        t.draw(method=names[1])
+    assert names[0] not in x.explore_distances(4, ()).controls["method"].values
+
+
+@pytest.mark.parametrize("bad, says", [
+    ("nowhere", "is not a folder"), ("file", "is not a folder"), ("empty", "empty"),
+    ("few", "few lacks 390 of the 400 pictures"), ("other", "no pictures of the class"),
+    ("damaged", "t.png")])
+def test_a_folder_that_does_not_fit_is_one_sentence(bad, says, folders, home, tmp_path,
+                                                    monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    for part in ("other/t", "other/u", "damaged/t", "damaged/u"):
+        (tmp_path / part).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / part / "t.png")
+    (tmp_path / "damaged/t/t.png").write_text("no picture")
+    place = folders if bad == "few" else tmp_path
+    monkeypatch.setattr(cli.subprocess, "call", lambda *a, **k: pytest.fail("started"))
+    with pytest.raises(SystemExit) as end:
+        cli.explore(["--files", str(folders / "mine"), str(place / bad)])
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.startswith("dh_explore: ")
+    assert says in said and said.count("\n") == 1
+
+
+def test_a_folder_may_go_with_any_data_set(home, folders, monkeypatch):
+    clean, load = x.opened("embedded", 40), x.from_folder
+    monkeypatch.setattr(x, "data_sets", lambda: ["cifar10", "embedded"])
+    monkeypatch.setattr(x, "opened", lambda name, n: x.Task(name, name))
+    def pair(folder, data):
+        if data == "cifar10": raise BadInput("no")
+        return load(folder, clean.data)
+    monkeypatch.setattr(x, "from_folder", pair)
+    assert x.fitting(folders / "mine") == "embedded"
+    with pytest.raises(BadInput, match="of any of cifar10, embedded"):
+        x.fitting(folders / "few")
 
 
 def test_no_results_are_said(home, tmp_path):
@@ -328,17 +385,20 @@ def test_a_room_is_found_in_the_clone_or_in_the_package(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("voila", [False, True])
-def test_what_is_started(voila, monkeypatch):
+def test_what_is_started(voila, folders, monkeypatch):
     seen = []
-    def call(line):
+    def call(line, env):
         seen.append(line)
+        assert env["DH_FILES"].splitlines() == [str(folders / "mine")] * 2
         page = json.loads(open(line[3], encoding="utf-8").read())
         assert page["cells"] and (not voila or len(page["cells"]) == 8)
         return 0
     monkeypatch.setattr(cli.subprocess, "call", call)
     monkeypatch.setattr(cli, "find_spec", lambda name: True)
     with pytest.raises(SystemExit) as end:
-        cli.explore(["--no-browser"] + ["--voila"] * voila)
+        monkeypatch.chdir(folders)
+        cli.explore(["--no-browser", "--files", "mine", str(folders / "mine")]
+                    + ["--voila"] * voila)
     assert end.value.code == 0
     assert seen[0][2] == ("voila" if voila else "jupyterlab") and "--no-browser" in seen[0]
 
