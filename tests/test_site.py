@@ -1,5 +1,6 @@
 "The site: built strictly, then read in a browser that may ask for nothing outside."
-import functools, html, http.server, os, re, shutil, subprocess, sys, threading
+import functools, html, http.server, os, re, shlex, shutil, subprocess, sys, threading
+from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,7 +119,48 @@ def test_directives_are_not_shown_and_solutions_are_folded(site):
         assert not re.search(r"^\s*#\| ?\w", re.sub(r"<[^>]+>", "", page), re.M), r.name
         solved = sum("solution" in c.tags and c.for_readers for c in r.cells)
         assert page.count("Show a solution") == solved, r.name
-        assert "Run this lesson" in page and "colab.research.google.com" in page, r.name
+        assert "Run this lesson" in page, r.name
+
+
+def links_to_run(text):
+    "Repository, branch and file of the links that open a lesson somewhere else."
+    colab = re.findall(r"https://colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/"
+                       r"([\w.-]+)/([\w./-]+)", text)
+    binder = re.findall(r"https://mybinder\.org/v2/gh/([\w.-]+/[\w.-]+)/([\w.-]+)\?labpath="
+                        r"([\w.%-]+)", text)
+    return colab, [(repo, branch, unquote(path)) for repo, branch, path in binder]
+
+
+def test_every_lesson_opens_in_colab_and_on_binder(site):
+    facts = house_facts()
+    repo = facts["git_url"].removeprefix("https://github.com/")
+    for r in house.ALL:
+        page = html.unescape((site / f"{r.name}.html").read_text(encoding="utf-8"))
+        for found in links_to_run(page):
+            assert found == [(repo, facts["branch"], f"nbs/{r.name}.ipynb")], r.name
+        assert (house.ROOT / found[0][2]).is_file()
+
+
+def house_facts():
+    "What settings.ini says."
+    ini = ConfigParser(delimiters=["="])
+    ini.read(house.ROOT / "settings.ini", encoding="utf-8")
+    return ini["DEFAULT"]
+
+
+def test_binder_installs_what_lessons_need(monkeypatch):
+    monkeypatch.syspath_prepend(str(house.ROOT / "nbs/_ext"))
+    import pages
+    facts, script = house_facts(), house.ROOT / ".binder/postBuild"
+    subprocess.run(["bash", "-n", script], check=True)
+    assert os.access(script, os.X_OK)
+    words = shlex.split(script.read_text(encoding="utf-8"), comments=True)
+    assert words[-2] == "--editable" and "pip" in words
+    extras = set(re.fullmatch(r"\.\[([\w,]+)\]", words[-1])[1].split(","))
+    assert extras >= {"explore", *pages.EXTRAS.values()}
+    assert all(f"{e}_requirements" in facts for e in extras)
+    python = (house.ROOT / ".binder/runtime.txt").read_text(encoding="utf-8").strip()
+    assert python == f"python-{facts['min_python']}"
 
 
 def test_parameters_come_with_type_comment_and_default(site):

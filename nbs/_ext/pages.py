@@ -148,7 +148,7 @@ def doors(name, number, config):
     return f"""
 :::{{dropdown}} Run this lesson
 :class-container: doors
-Open it in [Colab]({colab}) or on [Binder]({binder}), and run this cell first:
+Open it on [Binder]({binder}), where everything is installed, or in [Colab]({colab}), and run this cell first:
 ```ipython3
 from pathlib import Path
 if not Path("../results").exists():  # Colab opens a lesson without its house
