@@ -1,10 +1,11 @@
-"The explorers as a reader meets them: JupyterLab in a real browser, Run All, move a control."
-import json, os, socket, subprocess, sys, time, urllib.request
-from contextlib import closing, suppress
+"The explorers as a reader meets them: room 80 in JupyterLab and the page of Voila, in a browser."
+import json, os, signal, socket, subprocess, sys, time, urllib.request
+from contextlib import closing, contextmanager, suppress
 
 import pytest
 
 import house
+from dh_nb.protect import protect
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
@@ -17,18 +18,17 @@ SETTINGS = {
     "@jupyterlab/apputils-extension/notification": {"fetchNews": "false", "checkForUpdates": False},
     "@jupyterlab/notebook-extension/tracker": {"windowingMode": "none"},
     "@jupyterlab/docmanager-extension/plugin": {"autosave": False}}
-FOUR = ["""
-import os, torch
-torch.set_num_threads(1)
-import dh_nb.explorers as x
-x.EACH, x.deep = 14, lambda: False  # small, and the same wherever it runs
-""", "x.explore_distances(4)", "x.explore_hiding()", "x.explore_countermeasures()",
-        "x.explore_results()"]
 RUN_ALL = """async () => {
     const w = jupyterapp.shell.currentWidget;
     await w.context.ready; await w.sessionContext.ready;
     await w.sessionContext.session.kernel.info;
     return await jupyterapp.commands.execute('notebook:run-all-cells'); }"""
+
+
+def room():
+    "The code of room 80 as a reader runs it, without slow cells and solutions."
+    return [c.source for c in house.read(house.ROOT / "nbs/80_explorers.ipynb").cells
+            if c.runs and not {"slow", "solution"} & {*c.directives, *c.tags}]
 
 
 def write_notebook(path, cells):
@@ -41,43 +41,67 @@ def write_notebook(path, cells):
 
 
 @pytest.fixture(scope="module")
-def lab(tmp_path_factory):
-    "Address of a JupyterLab that knows no settings of this machine's user."
-    tmp = tmp_path_factory.mktemp("lab")
-    for name, value in SETTINGS.items():
-        f = tmp / "settings" / f"{name}.jupyterlab-settings"
-        f.parent.mkdir(parents=True, exist_ok=True)
-        f.write_text(json.dumps(value))
-    (tmp / "work").mkdir()
-    write_notebook(tmp / "work" / "four.ipynb", FOUR)
-    write_notebook(tmp / "work" / "bad.ipynb", ["1 + 1", "1 / 0"])
-    with closing(socket.socket()) as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    env = os.environ | {
+def home(tmp_path_factory):
+    "A folder, and an environment that knows no settings of this machine's user."
+    tmp = tmp_path_factory.mktemp("home")
+    return tmp, os.environ | {
         "JUPYTER_CONFIG_DIR": f"{tmp}/conf", "JUPYTER_DATA_DIR": f"{tmp}/data",
         "JUPYTER_RUNTIME_DIR": f"{tmp}/run", "JUPYTERLAB_SETTINGS_DIR": f"{tmp}/settings",
         "JUPYTERLAB_WORKSPACES_DIR": f"{tmp}/ws", "IPYTHONDIR": f"{tmp}/ipy",
         "DH_CACHE": f"{tmp}/kept", "DH_DATA": f"{tmp}", "OMP_NUM_THREADS": "1",
         "TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join(filter(None, (
             str(house.ROOT), os.environ.get("PYTHONPATH"))))}
-    with open(tmp / "log", "w") as log:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root",
-             "--ip=127.0.0.1", f"--port={port}", "--ServerApp.port_retries=0",
-             "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
-             f"--ServerApp.root_dir={tmp}/work", "--LabApp.expose_app_in_browser=True"],
-            env=env, stdout=log, stderr=subprocess.STDOUT)
+
+
+def free_port():
+    "A port on which nobody listens."
+    with closing(socket.socket()) as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def answers(url, seconds=2):
+    "Whether somebody serves a page there."
+    with suppress(OSError):
+        urllib.request.urlopen(url, timeout=seconds).close()
+        return True
+
+
+@contextmanager
+def served(line, url, home):
+    "A server while it is needed; what it said where it does not start."
+    log = home[0] / f"{len(line)}.log"
+    with open(log, "w") as out:
+        server = subprocess.Popen([sys.executable, *line], env=home[1], cwd=home[0], stdout=out,
+                                  stderr=subprocess.STDOUT, start_new_session=True)
+    try:
+        for _ in range(240):
+            assert server.poll() is None, log.read_text()
+            if answers(url): break
+            time.sleep(0.5)
+        yield server
+    finally:
+        with suppress(ProcessLookupError): os.killpg(server.pid, signal.SIGTERM)
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def lab(home):
+    "Address of a JupyterLab with the room and a notebook that fails."
+    tmp, port = home[0], free_port()
+    for name, value in SETTINGS.items():
+        f = tmp / "settings" / f"{name}.jupyterlab-settings"
+        f.parent.mkdir(parents=True, exist_ok=True)
+        f.write_text(json.dumps(value))
+    (tmp / "work").mkdir()
+    write_notebook(tmp / "work" / "room.ipynb", room())
+    write_notebook(tmp / "work" / "bad.ipynb", ["1 + 1", "1 / 0"])
+    line = ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
+            f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
+            "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={tmp}/work",
+            "--LabApp.expose_app_in_browser=True"]
     url = f"http://127.0.0.1:{port}"
-    for _ in range(240):
-        with suppress(OSError):
-            urllib.request.urlopen(url + "/api/status", timeout=2).close()
-            break
-        assert server.poll() is None, (tmp / "log").read_text()
-        time.sleep(0.5)
-    yield url
-    server.terminate()
-    server.wait(20)
+    with served(line, url + "/api/status", home): yield url
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +128,8 @@ def run_all(browser, lab, name):
 
 @pytest.fixture(scope="module")
 def four(browser, lab):
-    "A page on which all four explorers are alive."
-    page = run_all(browser, lab, "four.ipynb")
+    "The room, in which all four explorers are alive."
+    page = run_all(browser, lab, "room.ipynb")
     sync_api.expect(page.locator(".dh-explorer")).to_have_count(4)
     yield page
     if folder := os.environ.get("DH_SHOTS"): page.screenshot(path=f"{folder}/lab.png")
@@ -191,6 +215,28 @@ def test_a_complaint_is_said_and_the_picture_stays(four):
 def test_a_failing_cell_is_seen(browser, lab):
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         run_all(browser, lab, "bad.ipynb")
+
+
+def test_voila_serves_the_explorers_and_stops(browser, home):
+    pytest.importorskip("voila", reason="voila is not installed")
+    protect("embedded", home[0] / "mine", per_class=40)
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    line = ["-c", "from dh_nb.cli import explore; explore()", "--voila", "--no-browser",
+            f"--port={port}", "--files", "mine"]
+    with served(line, url + "/voila/static/voila.js", home) as server:
+        page = browser.new_page()
+        page.route(lambda u: not u.startswith(url), lambda r: r.abort())  # fonts of icons
+        page.goto(url, timeout=240_000)
+        explorers = page.locator(".dh-explorer")
+        sync_api.expect(explorers).to_have_count(4, timeout=60_000)
+        assert "Class 3" in moved(explorers.nth(0), slide(explorers.nth(0), "class"))
+        name = f"files:{home[0] / 'mine'}"
+        assert name in moved(explorers.nth(0), pick(explorers.nth(0), "method", name))
+        assert page.locator("pre").count() == 0  # no code, no error
+        page.close()
+        os.killpg(server.pid, signal.SIGINT)  # as Ctrl-C does
+        assert server.wait(30) in (0, 130)
+    assert not answers(url)
 
 
 FRAMES = """
