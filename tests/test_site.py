@@ -1,5 +1,5 @@
 "The site: built strictly, then read in a browser that may ask for nothing outside."
-import functools, html, http.server, os, re, shlex, shutil, subprocess, sys, threading
+import functools, html, http.server, json, os, re, shlex, shutil, subprocess, sys, threading
 from configparser import ConfigParser
 from html.parser import HTMLParser
 from pathlib import Path
@@ -13,6 +13,7 @@ import house
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 CDN = "https://cdn.jsdelivr.net/npm/mathjax@3.2.2/"  # the one named host, for formulas
+STRICT = ["-q", "-E", "-W", "--keep-going", "-b", "html"]  # as the Makefile has it
 PAGES = ["index", "course", "limits", "measured", "cite", "explorers/index",
          "explorers/distances", "10_coupling",
          "61_evaluate", "api/index", "api/results", "api/countermeasures.preprocess"]
@@ -42,8 +43,7 @@ def build(tmp):
     for name in ("README.md", "settings.ini", house.LIB, "results"):
         (tmp / name).symlink_to(house.ROOT / name)
     (tmp / "some_explorers.py").write_text(SOME)
-    run = [sys.executable, "-m", "sphinx", "-q", "-E", "-W", "--keep-going", "-b", "html",
-           "-D", "frames_module=some_explorers"]
+    run = [sys.executable, "-m", "sphinx", *STRICT, "-D", "frames_module=some_explorers"]
     done = subprocess.run([*run, "nbs", "_docs"], cwd=tmp, capture_output=True, text=True,
                           env=os.environ | {"PYTHONPATH": str(tmp), "DOCS_EXEC": "off",
                                             "DH_CACHE": f"{tmp}/kept", "DH_DATA": f"{tmp}"})
@@ -277,6 +277,36 @@ def test_an_explorer_moves_by_keyboard(name, kinds, visit):
         assert image.get_attribute("alt") == seen[-1][1]
         page.keyboard.press("Tab")
     for column in zip(*seen): assert len(set(column)) == 1 + len(kinds)
+
+
+def cell(source, *stored):
+    "A code cell, with what it printed the last time."
+    out = [dict(output_type="stream", name="stdout", text=t) for t in stored]
+    return dict(cell_type="code", metadata={}, source=source, outputs=out, execution_count=None)
+
+
+@pytest.mark.parametrize("last, fine", [("assert True", True), ("1 / 0", False)])
+def test_fresh_pages_run_what_is_not_slow(last, fine, tmp_path):
+    "As `make docs-fresh` does it, with one room."
+    nbs = tmp_path / "nbs"
+    for name in ("_ext", "_static"): shutil.copytree(house.ROOT / "nbs" / name, nbs / name)
+    shutil.copy(house.ROOT / "nbs/conf.py", nbs)
+    for name in ("settings.ini", house.LIB): (tmp_path / name).symlink_to(house.ROOT / name)
+    (nbs / "index.md").write_text("# Home\n\n```{toctree}\n00_toy\n```\n")
+    (nbs / "00_toy.ipynb").write_text(json.dumps(dict(
+        nbformat=4, nbformat_minor=4, metadata=dict(kernelspec=dict(
+            name="python3", display_name="Python 3", language="python")),
+        cells=[dict(cell_type="markdown", metadata={}, source="# Toy\n\n> One room."),
+               cell("print(6 * 7)", "printed last year"),
+               cell("#| slow\n# about an hour, here\nprint('a' * 9)", "kept from then"), cell(last)])))
+    done = subprocess.run([sys.executable, "-m", "sphinx", *STRICT, "nbs", "_docs"],
+                          cwd=tmp_path, env=os.environ | {"DOCS_EXEC": "force"},
+                          capture_output=True, text=True)
+    assert (done.returncode == 0) == fine, done.stderr[-3000:]
+    if not fine: return
+    page = (tmp_path / "_docs/00_toy.html").read_text(encoding="utf-8")
+    assert ">42" in page and "printed last year" not in page
+    assert "kept from then" in page and "a" * 9 not in page
 
 
 def test_an_explorer_that_is_missing_says_so(visit):
