@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
 
 import pytest
+import yaml
 from filelock import FileLock
 
 import house
@@ -156,8 +157,8 @@ def test_binder_installs_what_lessons_need(monkeypatch):
     extras = set(re.fullmatch(r"\.\[([\w,]+)\]", words[-1])[1].split(","))
     assert extras >= {"explore", *pages.EXTRAS.values()}
     assert all(f"{e}_requirements" in facts for e in extras)
-    python = (house.ROOT / ".binder/runtime.txt").read_text(encoding="utf-8").strip()
-    assert python == f"python-{facts['min_python']}"
+    room = yaml.safe_load((house.ROOT / ".binder/environment.yml").read_text("utf-8"))
+    assert {f"python={facts['min_python']}", "pytorch-cpu", "pip"} <= set(room["dependencies"])
 
 
 def test_parameters_come_with_type_comment_and_default(site):
