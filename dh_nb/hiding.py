@@ -42,8 +42,8 @@ PRESETS = {p.name: p for p in (
            dict(reveal=2.0, structure=0.8, colour=0.4, excess=100.0, reader=0.5)),
     Preset("robust", dict(split="dct8", blocks=3, growth=32, layers=3, band=24,
                           gain=4.0),
-           dict(reveal=0.3, structure=1.4, colour=0.2, excess=100.0, reader=1.0,
-                alone=0.5, lost=1.0, common=1.0), places=4, hides="far"))}
+           dict(reveal=0.3, structure=1.2, colour=0.2, excess=100.0, reader=1.0,
+                alone=0.5, lost=1.0, common=0.3), places=4, hides="far"))}
 
 
 def preset(
