@@ -1,6 +1,7 @@
 "The explorers as a reader meets them: room 80 in JupyterLab and the page of Voila, in a browser."
 import json, os, signal, socket, subprocess, sys, time, urllib.request
 from contextlib import closing, contextmanager, suppress
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -70,7 +71,7 @@ def answers(url, seconds=2):
 @contextmanager
 def served(line, url, home):
     "A server while it is needed; what it said where it does not start."
-    log = home[0] / f"{len(line)}.log"
+    log = home[0] / f"{urlsplit(url).port}.log"
     with open(log, "w") as out:
         server = subprocess.Popen([sys.executable, *line], env=home[1], cwd=home[0], stdout=out,
                                   stderr=subprocess.STDOUT, start_new_session=True)
