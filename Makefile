@@ -26,7 +26,7 @@ chromium:
 	echo "No Chromium here, and none could be installed: the browser tests are skipped."
 
 docs: .venv/.dev
-	DOCS_EXEC=$(EXEC) .venv/bin/sphinx-build -q -E -W --keep-going -b html nbs _docs
+	DOCS_EXEC=$(EXEC) .venv/bin/sphinx-build -q -E -W --keep-going -j auto -b html nbs _docs
 	@echo "Open _docs/index.html."
 
 docs-fresh:

@@ -20,7 +20,7 @@ from .data import (BadInput, ImageSet, device, load_dataset, photographs,
                         to_float, to_uint8)
 from .distort import RandomDistortion
 from .features import extractor
-from .hiding import Hider, at_places
+from .hiding import Hider
 from .lfc import Concentration
 from .protect import WORK, dealt, hidden_pictures, protect_batch
 from .quality import to_budget
@@ -152,9 +152,8 @@ def bundled_hider(
     "Shapes as the preset wants them, hidden by the weights that ship (`dh_protect`)."
     hider = load_hider(preset)
     db = db or hider.preset.db
-    secrets = (SECRETS["own shapes"](task, seed) if hider.preset.hides == "own" else
-               SECRETS["far shapes"](task, 0).roll(seed, 0))
-    secrets = at_places(secrets, hider.preset.places)
+    secrets = hidden_pictures(task.data.classes, hider.preset.hides, seed=seed,
+                              places=hider.preset.places)[0]
     if steps:
         harden(hider, task.spare.x, secrets, steps, db, seed)
     return hide_all(hider, task.data, secrets, db)

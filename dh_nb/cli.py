@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIONS', 'BENCH_OPTIONS', 'PLAN', 'OTHERS', 'BENCH', 'Parser', 'parser', 'command', 'complain', 'positive', 'common',
-           'choices', 'protect', 'keygen', 'verify', 'read_manifest', 'nearest', 'reveal', 'loss_weight',
+           'choices', 'usual', 'protect', 'keygen', 'verify', 'reader_of', 'nearest', 'reveal', 'loss_weight',
            'training_options', 'header_notes', 'train', 'fifties', 'universal_hider', 'demo', 'student', 'listed',
            'ratios', 'seconds', 'bench_dataset', 'bench_plan', 'bench_run', 'bench_status', 'bench_table',
            'bench_speed', 'bench', 'own_copy', 'page_of_explorers', 'free_port', 'server_line', 'offered', 'explore']
@@ -34,8 +34,8 @@ from .features import extractor
 from .hiding import Hider, Preset, at_places, preset
 from .lfc import Concentration
 from .nets import net
-from .protect import (expected, protect as protect_folder, reveal_image, save_png,
-                           secret_distance)
+from .protect import (expected, hider_of, protect as protect_folder, read_manifest,
+                           reveal_image, save_png, secret_distance)
 from .results import Measure, append, missing, read
 from .semantic import keygen as write_key, read_key, semantic_images
 from .student import write_copies
@@ -104,7 +104,6 @@ def positive(
 
 OPTIONS = {  # what several commands share, spelt the same everywhere
     "--per-class": dict(type=positive, metavar="N", help="the first N of each class"),
-    "--preset": dict(default="fast", metavar="NAME", help="hider (default: fast)"),
     "--weights": dict(metavar="FILE", help="a .safetensors file of your own"),
     "--seed": dict(type=int, default=0, help="random seed (default: 0)"),
     "--psnr": dict(type=float, metavar="DB",
@@ -127,8 +126,11 @@ def common(
 def choices(
     p: Parser,  # gets the options
 ) -> None:
-    "What dh_protect may hide, and whether it trains first."
+    "Who hides what in dh_protect, and whether it trains first."
     add = p.add_argument
+    add("--preset", metavar="NAME",
+        help="hider (default: robust; fast where you or your key decide what is hidden "
+             "and nothing is trained, see --finetune)")
     add("--assign", choices=("own", "far", "keyed"),
         help="each class hides its own shape, one of shapes far apart, or a choice "
              "that only your key can tell (default: as the preset was trained)")
@@ -137,6 +139,14 @@ def choices(
         help="pictures of each class that are hidden in turn (default: 1)")
     add("--finetune", type=positive, default=0, metavar="N",
         help="train N steps on SRC first; the weights are kept in DST.safetensors")
+
+
+def usual(
+    a: argparse.Namespace,  # of dh_protect
+) -> str:  # a preset
+    "`robust`, but it knows the shapes of one book only; untrained for others, `fast`."
+    yours = a.key or a.pictures or a.variants > 1 or a.assign not in (None, "far")
+    return "fast" if yours and not a.finetune else "robust"
 
 # %% ../nbs/91_cli.ipynb #ce46411c
 @command
@@ -151,15 +161,15 @@ def protect(
                "  dh_keygen my.key; dh_protect photos out --key my.key")
     p.add_argument("src", help="embedded, cifar10, cifar100, imagenette, or a folder")
     p.add_argument("dst", help="a new folder")
-    common(p, "--per-class", "--preset", "--weights", "--seed", "--psnr", "--root")
+    common(p, "--per-class", "--weights", "--seed", "--psnr", "--root")
     p.add_argument("--strict", action="store_true", help="refuse unreadable images")
     common(p, "--key")
     choices(p)
     a = p.parse_args(args)
     made = protect_folder(
-        a.src, a.dst, a.weights or a.preset, a.per_class, a.seed, a.psnr, a.root,
-        a.strict, a.finetune, adapt, a.assign, pictures=a.pictures, variants=a.variants,
-        key=read_key(a.key) if a.key else None)
+        a.src, a.dst, a.weights or a.preset or usual(a), a.per_class, a.seed, a.psnr,
+        a.root, a.strict, a.finetune, adapt, a.assign, variants=a.variants,
+        pictures=a.pictures, key=read_key(a.key) if a.key else None)
     for line in made["skipped"]:
         print(f"skipped {line}", file=sys.stderr)
     print(f"Protected {len(made['images'])} images of {len(made['classes'])} classes, "
@@ -209,16 +219,13 @@ def verify(
         Path(a.json).write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
 
 # %% ../nbs/91_cli.ipynb #a00bb79b
-def read_manifest(
-    path: str | Path,  # DST/manifest.json
-) -> dict:  # what `protect` wrote
-    "A manifest; BadInput for anything else."
-    try:
-        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
-        assert manifest["tool"] == "dh_nb"
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
-        raise BadInput(f"{path} is not a manifest of dh_protect.") from None
-    return manifest
+def reader_of(
+    image: str,  # a published picture
+) -> Hider:  # in eval mode
+    "Who can read a picture: the hider of the folder it lies in, else the default one."
+    above = Path(image).absolute().parents[1:3]  # DST/train/<class>/<picture>
+    home = next((p for p in above if (p / "manifest.json").is_file()), None)
+    return hider_of(home) if home else load_hider("robust")
 
 
 def nearest(
@@ -246,14 +253,17 @@ def reveal(
     p.add_argument("image", help="a published picture")
     p.add_argument("--out", metavar="FILE", help="default: IMAGE with .hidden.png")
     p.add_argument("--manifest", metavar="FILE", help="also say whose class it fits")
-    common(p, "--preset", "--weights", "--key")
+    common(p, "--weights", "--key")
+    p.add_argument("--preset", metavar="NAME",
+                   help="who hid (default: by the manifest above IMAGE, or robust)")
     a = p.parse_args(args)
     out = Path(a.out or Path(a.image).with_suffix(".hidden.png").name)
     if out.exists():
         raise BadInput(f"{out} exists; choose another name with --out.")
     known = read_manifest(a.manifest) if a.manifest else None
     key = read_key(a.key) if a.key else None
-    found = reveal_image(load_hider(a.weights or a.preset), read_image(Path(a.image)))
+    mine, x8 = a.weights or a.preset, read_image(Path(a.image))
+    found = reveal_image(load_hider(mine) if mine else reader_of(a.image), x8)
     fits = nearest(found, known, key) if known else None
     save_png((found * 255).round().byte(), out)
     print(f"What is hidden in {a.image} is in {out}.", fits or "")
@@ -284,7 +294,8 @@ def training_options(
     add("--size", type=positive, default=32, help="side of covers (default: 32)")
     add("--weight", action="append", default=[], type=loss_weight, metavar="NAME=W",
         help="another weight for a loss")
-    common(p, "--per-class", "--preset", "--seed", "--psnr", "--root")
+    add("--preset", default="fast", metavar="NAME", help="hider (default: fast)")
+    common(p, "--per-class", "--seed", "--psnr", "--root")
     p.set_defaults(psnr=30.1)
 
 # %% ../nbs/91_cli.ipynb #b3bdf349

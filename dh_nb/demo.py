@@ -17,11 +17,11 @@ from torch.nn.functional import interpolate
 from .data import BadInput, load_dataset, photographs, to_float
 from .features import distance_table
 from .hiding import Hider
-from .protect import (WORK, check_target, protect, protect_batch, reveal_image,
-                           save_png, whole_folder)
+from .protect import (check_target, expected, hidden_pictures, hider_of, protect,
+                           protect_batch, read_manifest, reveal_image, save_png,
+                           secret_distance, whole_folder)
 from .quality import psnr, quality_table, ssim
 from .results import Row, revision
-from .semantic import semantic_images
 from .show import (Sheet, alt_text, heat_map, html_table, image_grid, png_bytes,
                         residual)
 from .training import load_hider
@@ -38,7 +38,7 @@ def hiding_rows(
 ) -> list[Row]:  # one for the clean victim, one for the protected
     "Rows of the results format: accuracies of the victims, quality of the pictures."
     q = quality_table(pairs.clean, pairs.stego)
-    manifest = json.loads((Path(dst) / "manifest.json").read_text())
+    manifest = read_manifest(Path(dst) / "manifest.json")
     common = dict(dataset=Path(src).name, victim="quick", countermeasure="none",
                   subset=f"first {per_class} a class" if per_class else "all",
                   seed=seed,
@@ -47,7 +47,8 @@ def hiding_rows(
                    ssim=q["ssim_mean"], linf=q["linf_mean"], l2=q["l2_mean"])
     scored = lambda s: dict(accuracy=s.accuracy, peak=s.peak, seconds=s.seconds)
     return [Row(method="clean", **common, **scored(scores["clean"])),
-            Row(method="dh", preset=manifest["preset"], **common, **quality,
+            Row(method=dict(fast="dh").get(manifest["preset"], manifest["preset"]),
+                preset=manifest["preset"], **common, **quality,
                 **scored(scores["protected"]))]
 
 
@@ -71,16 +72,17 @@ def before_after(
     fig: Sheet,  # where to draw
     pairs: Pairs,  # originals and published pictures
     hider: Hider,  # the one that hid
-    seed: int = 0,  # as given to `protect`
+    secrets: torch.Tensor,  # from `expected`, (classes, n, 3, h, w)
     columns: int = 10,  # classes to show
 ) -> Sheet:  # the same
     "One picture of each class: before, after, change, what was hidden, what is found."
     rows = [int((pairs.y == c).nonzero()[0])
             for c in pairs.y.unique()[:columns].tolist()]
     x, s = pairs.clean[rows], pairs.stego[rows]
-    hidden = semantic_images(pairs.classes, 1, WORK, seed)[pairs.y[rows], 0]
     found = torch.stack([reveal_image(hider, i) for i in s])
-    hidden = interpolate(hidden, found.shape[-2:], mode="bilinear")
+    known = interpolate(found, secrets.shape[-2:], mode="area")
+    hidden = torch.stack([own[secret_distance(f[None], own).argmin()] for f, own in
+                          zip(known, secrets[pairs.y[rows]])])  # which of its class's
     names = [pairs.classes[int(pairs.y[i])] for i in rows]
     show = [x, s, residual(x, s), hidden, found]
     return image_grid(fig, show, ["before", "after", "change ×5", "hidden", "revealed"],
@@ -138,9 +140,10 @@ def protect_photographs(
 ) -> tuple[list[Sheet], list[dict]]:  # pictures, rows of a table
     "Two real photographs at native size: before and after as PNGs, figures, qualities."
     out.mkdir()
-    sheets, table, hider = [], [], load_hider("fast")
-    for name, before in list(photographs().items())[:2]:
-        secret = semantic_images([name], 1, WORK, seed)[0]
+    sheets, table, hider, chosen = [], [], load_hider("robust"), photographs()
+    secrets, _ = hidden_pictures([*chosen], hider.preset.hides, seed=seed,
+                                 places=hider.preset.places)
+    for (name, before), secret in zip(list(chosen.items())[:2], secrets[:, :1]):
         after = protect_batch(hider, before[None], secret, db)[0]
         save_png(before, out / f"{name}_before.png")
         save_png(after, out / f"{name}_after.png")
@@ -187,14 +190,15 @@ def write_report(
     rows: list[Row],  # clean and protected
     photos: tuple[list[Sheet], list[dict]],  # from `protect_photographs`
     lead: str,  # the sentence
-    hider: Hider,  # the one that hid
-    seed: int = 0,  # as given to `protect`
+    dst: Path,  # what `protect` wrote
+    seed: int = 0,  # of the victims
 ) -> None:
     "Write `report.html`: pictures, accuracies, qualities, distances."
     accuracies, quality, photographs = table_sections(pairs, rows, photos[1])
+    hider, secrets = hider_of(dst), expected(read_manifest(dst / "manifest.json"))
     body = [
         section("Before and after", figure_html(
-            before_after(Sheet(11, 6, colours=None), pairs, hider, seed),
+            before_after(Sheet(11, 6, colours=None), pairs, hider, secrets),
             "One picture of each class. Grey means no change. The last row is read "
             "back out of the published pictures alone.")),
         section("What a network learns", accuracies,
@@ -216,7 +220,7 @@ def clear_earlier(
 ) -> None:
     "Remove an earlier report if asked to, and nothing that is not one."
     ours = {"report.html", "metrics.json", "protected", "photographs",
-            "protected.safetensors"}
+            "protected.safetensors"}  # the last one was written once
     if force and out.is_dir() and {p.name for p in out.iterdir()} <= ours:
         shutil.rmtree(out)
     check_target(out)
@@ -228,19 +232,18 @@ def run_demo(
     seed: int = 0,  # hidden surroundings and victims
     src: str = "embedded",  # data set name or folder
     force: bool = False,  # replace an earlier report
-    adapt: int = 150,  # steps of `finetune` on the source
 ) -> str:  # what was achieved, in one sentence
     "Protect, train two victims, and leave report.html, metrics.json and the pictures."
     start = time.time()
     clear_earlier(out, force)
     with whole_folder(out) as made:
-        protect(src, made / "protected", "fast", per_class, seed, steps=adapt)
-        hider = load_hider(made / "protected.safetensors" if adapt else "fast")
-        scores, pairs = verify(src, made / "protected", seed=seed)
-        rows = hiding_rows(src, made / "protected", scores, pairs, seed, per_class)
+        dst = made / "protected"
+        protect(src, dst, per_class=per_class, seed=seed)
+        scores, pairs = verify(src, dst, seed=seed)
+        rows = hiding_rows(src, dst, scores, pairs, seed, per_class)
         lead = sentence(scores, rows[1], 100 / len(pairs.classes))
         photos = protect_photographs(made / "photographs", seed)
-        write_report(made, pairs, rows, photos, lead, hider, seed)
+        write_report(made, pairs, rows, photos, lead, dst, seed)
         q = rows[1]
         metrics = dict(clean_accuracy=rows[0].accuracy, protected_accuracy=q.accuracy,
                        psnr_min=q.psnr_min, psnr_mean=q.psnr_mean, ssim_mean=q.ssim,

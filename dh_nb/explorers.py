@@ -53,7 +53,7 @@ from .features import (Extractor, class_distances, class_means, extractor,
                             features, unit)
 from .hiding import Hider
 from .lfc import Concentration, damaged
-from .protect import WORK, work_size
+from .protect import WORK, hider_of, work_size
 from .quality import band_energy, psnr, to_budget
 from .results import read
 from .scorecard import below_floor, eye_lines, groups, score_lines
@@ -193,7 +193,9 @@ def hider_at(
     step: int,  # of the adaptation
     progress: Callable,  # (share, words)
 ) -> Hider:  # in eval mode
-    "The hider of a method; of one that has none, the one that ships."
+    "The hider of a method, of a folder that of its manifest; without one, `fast`."
+    if method.startswith("files:"):
+        with suppress(BadInput): return hider_of(method.removeprefix("files:"))
     hider = load_hider("robust" if method == "robust" else "fast")
     if method not in ADAPTING: return hider
     about = dict(kind="adapt", data=dataset, n=per_class, method=method)

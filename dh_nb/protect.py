@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WORK', 'work_size', 'protect_batch', 'reveal_image', 'check_target', 'whole_folder', 'hidden_pictures', 'dealt',
            'Source', 'open_source', 'save_png', 'measure', 'adapted', 'in_threads', 'write_pictures', 'protect',
-           'secret_distance', 'threshold', 'expected']
+           'secret_distance', 'threshold', 'read_manifest', 'hider_of', 'expected']
 
 # %% ../nbs/33_protect.ipynb #9d271b4e
 import json
@@ -116,7 +116,7 @@ def hidden_pictures(
     key: bytes | None = None,  # from `read_key`, for "keyed"
     pictures: str | Path | None = None,  # class folders of your own pictures instead
     variants: int = 1,  # pictures of each class
-    seed: int = 0,  # colours and textures, unless a key decides them
+    seed: int = 0,  # of `assign`, unless a key decides
     places: int = 1,  # of the preset, see `at_places`
 ) -> tuple[torch.Tensor, dict]:  # (classes, n, 3, WORK, WORK); what may be told
     "What each class hides, n = variants x places, and what a manifest says about it."
@@ -127,7 +127,7 @@ def hidden_pictures(
         return (at_places(own_pictures(pictures, classes, variants, WORK), places),
                 dict(hidden="own pictures", **told))
     choice = assign(classes, how, key, seed)
-    told |= {} if key else dict(names=choice.names, seed=seed)
+    told |= {} if key else dict(names=choice.names, seed=choice.seed)
     secrets = semantic_images(choice.names, variants, WORK, choice.seed)
     return at_places(secrets, places), dict(hidden=how, **told)
 
@@ -289,9 +289,9 @@ def write_pictures(
 def protect(
     src: str | Path,  # data set name, or a folder of class folders
     dst: str | Path,  # new folder
-    weights: str | Path = "fast",  # preset with bundled weights, or a safetensors file
+    weights: str | Path = "robust",  # preset with weights, or a safetensors file
     per_class: int | None = None,  # the first N of each class; None: all
-    seed: int = 0,  # colours and textures of the hidden shapes
+    seed: int = 0,  # of what each class hides, see `assign`
     db: float | None = None,  # every picture has at least this PSNR; None: the preset's
     root: str | Path | None = None,  # where data sets live
     strict: bool = False,  # refuse unreadable files instead of skipping them
@@ -342,17 +342,45 @@ def threshold(
     return ordered[int(rate * len(ordered))].item()
 
 # %% ../nbs/33_protect.ipynb #faac56ab
+def read_manifest(
+    path: str | Path,  # DST/manifest.json
+) -> dict:  # what `protect` wrote
+    "A manifest; BadInput for anything else."
+    try:
+        manifest = json.loads(Path(path).read_text(encoding="utf-8"))
+        assert manifest["tool"] == "dh_nb"
+    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        raise BadInput(f"{path} is not a manifest of dh_protect.") from None
+    return manifest
+
+
+def hider_of(
+    folder: str | Path,  # DST of `protect`
+) -> Hider:  # in eval mode
+    "Who hid: the hider beside the folder, or the preset; BadInput if neither did."
+    folder = Path(folder)
+    manifest = read_manifest(folder / "manifest.json")
+    beside = folder.with_name(f"{folder.name}.safetensors")
+    hider = load_hider(beside if beside.exists() else manifest["preset"])
+    if fingerprint(*hider.state_dict().values()) != manifest["weights_sha256"]:
+        raise BadInput(f"Other weights than those of {manifest['preset']} hid in "
+                       f"{folder}; give their file.")
+    return hider
+
+
 def expected(
     manifest: dict,  # as `protect` wrote it
     key: bytes | None = None,  # the owner's, when the choice was keyed
 ) -> torch.Tensor:  # (classes, variants, 3, WORK, WORK)
     "The pictures a protected folder hides, made again from its manifest and the key."
-    how = manifest.get("hidden")
-    if how == "own pictures" or "variants" not in manifest:
-        raise BadInput("The manifest does not say what is hidden: pictures of its own.")
+    how, places = manifest.get("hidden"), manifest.get("places", 1)
     if (how == "keyed") != (key is not None):
         raise BadInput("This folder was protected with a key; give it." if key is None
                        else "This folder was protected without a key.")
-    seed = manifest.get("seed", 0)
-    return hidden_pictures(manifest["classes"], how, key, None, manifest["variants"],
-                           seed, manifest.get("places", 1))[0]
+    try:
+        n, names = manifest["variants"], manifest["classes" if key else "names"]
+        if key: return hidden_pictures(names, how, key, variants=n, places=places)[0]
+        return at_places(semantic_images(names, n, WORK, manifest["seed"]), places)
+    except KeyError:
+        raise BadInput("The manifest does not say what is hidden: own pictures."
+                       ) from None

@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 
 from dh_nb import cli
-from dh_nb.data import load_dataset, read_image, to_float
+from dh_nb.data import BadInput, load_dataset, read_image, to_float
 from dh_nb.hiding import Hider, Preset
-from dh_nb.protect import WORK, protect, reveal_image
+from dh_nb.protect import (expected, hidden_pictures, hider_of, protect, read_manifest,
+                           reveal_image, secret_distance)
 from dh_nb.quality import psnr, quality_table
-from dh_nb.semantic import assign, read_key, semantic_images
+from dh_nb.semantic import assign, read_key
 from dh_nb.training import bundled, load_hider, save_hider
 
 COMMANDS = ["demo", "train", "protect", "verify", "reveal", "keygen", "bench", "student",
@@ -267,14 +268,47 @@ def test_own_pictures_and_finetuning(photos, tmp_path, capsys):
     assert json.loads((out / "manifest.json").read_text())["hidden"] == "own pictures"
     assert {p.name for p in out.iterdir()} == {"train", "manifest.json"}
     weights = tmp_path / "out.safetensors"  # beside what is published, never inside
-    assert load_hider(weights).preset.name == "fast"
-    assert call("reveal", out / "train/cat/0.png", "--weights", weights,
-                "--out", tmp_path / "found.png") == 0
+    assert load_hider(weights).preset.name == "robust"
+    image, found = out / "train/cat/0.png", [tmp_path / "a.png", tmp_path / "b.png"]
+    assert call("reveal", image, "--weights", weights, "--out", found[0]) == 0
+    assert call("reveal", image, "--out", found[1]) == 0  # they are found beside it
+    assert found[0].read_bytes() == found[1].read_bytes()
     capsys.readouterr()
-    refused(capsys, "reveal", out / "train/cat/0.png", "--manifest",
-            out / "manifest.json", "--out", tmp_path / "x.png", says="its own")
+    refused(capsys, "reveal", image, "--manifest", out / "manifest.json", "--out",
+            tmp_path / "x.png", says="own pictures")
+    weights.rename(tmp_path / "elsewhere")
+    refused(capsys, "reveal", image, "--out", tmp_path / "x.png", says="give their file")
+    (tmp_path / "elsewhere").rename(weights)
     shutil.rmtree(out)
     refused(capsys, "protect", photos, out, "--finetune", 1, says="out.safetensors")
+
+
+@pytest.mark.parametrize("args, name", [
+    ([], "robust"), (["--assign", "far"], "robust"), (["--assign", "own"], "fast"),
+    (["--variants", "2"], "fast"), (["--pictures", "photos"], "fast"),
+    (["--assign", "own", "--preset", "robust"], "robust")])
+def test_who_hides_and_who_reads(args, name, photos, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert call("protect", "photos", "out", *args) == 0
+    told = json.loads(Path("out/manifest.json").read_text())
+    assert told["preset"] == name == hider_of("out").preset.name
+    image = Path("out/train/dog/1.png")
+    assert call("reveal", image) == call("reveal", image, "--preset", name, "--out", "b.png") == 0
+    assert Path("1.hidden.png").read_bytes() == Path("b.png").read_bytes()
+    told["weights_sha256"] = "0" * 64
+    Path("out/manifest.json").write_text(json.dumps(told))
+    with pytest.raises(BadInput, match="Other weights"): hider_of("out")
+
+
+def test_a_seed_hands_the_book_to_other_classes(photos, tmp_path):
+    "The far shapes keep their paints, which a hider may have learnt."
+    books = []
+    for seed in (0, 1):
+        told = protect(photos, tmp_path / str(seed), seed=seed)
+        hidden, _ = hidden_pictures(told["classes"], "far", seed=seed, places=4)
+        assert torch.equal(expected(told), hidden)
+        books.append(hidden)
+    assert torch.equal(books[0], books[1].flip(0)) and not torch.equal(*books)
 
 
 def test_training_makes_usable_weights(photos, tmp_path):
@@ -299,20 +333,22 @@ def test_bundled_weights_are_small_and_say_where_they_come_from():
     assert notes["source"] == "cifar10" and notes["skip"] == 1000 and notes["rows"] == 40_000
 
 
-def recognised(hider, images, secrets, y):
-    "Share of the images in which the nearest of all secrets is the one of their class."
+def recognised(dst, images, y):
+    "Share of the images in which the nearest of all secrets is one of their class."
+    hider, secrets = hider_of(dst), expected(read_manifest(dst / "manifest.json"))
     found = torch.stack([reveal_image(hider, x) for x in images])
-    return (torch.cdist(found.flatten(1), secrets.flatten(1)).argmin(1) == y).float().mean()
+    d = torch.stack([secret_distance(found, s[None]) for s in secrets.flatten(0, 1)], 1)
+    return (d.unflatten(1, secrets.shape[:2]).amin(2).argmin(1) == y).float().mean()
 
 
-def test_the_hidden_picture_is_found_in_published_files_only(tmp_path):
+@pytest.mark.parametrize("preset, least", [("fast", 0.7), ("robust", 0.3)])
+def test_the_hidden_picture_is_found_in_published_files_only(preset, least, tmp_path):
     data = load_dataset("embedded", per_class=10)
-    protect("embedded", tmp_path / "out", per_class=10)
+    protect("embedded", tmp_path / "out", preset, per_class=10)
     stego = load_dataset(str(tmp_path / "out" / "train"))
-    hider, secrets = load_hider("fast"), semantic_images(data.classes, 1, WORK)[:, 0]
     order = torch.tensor([data.classes.index(c) for c in stego.classes])
-    assert recognised(hider, stego.x, secrets, order[stego.y]) >= 0.7
-    assert recognised(hider, data.x, secrets, data.y) <= 0.3
+    found = recognised(tmp_path / "out", stego.x, order[stego.y])
+    assert found >= least and found >= 2 * recognised(tmp_path / "out", data.x, data.y)
 
 
 def test_the_demo_reaches_its_bars(tmp_path):
@@ -335,7 +371,7 @@ def test_cifar10_from_command_to_command(tmp_path):
     for args in (["dh_protect", "cifar10", out], ["dh_verify", "cifar10", out, "--json", scores]):
         subprocess.run([bin / args[0], *args[1:], "--per-class", "1000"], check=True)
     clean, safe = json.loads(scores.read_text())
-    assert clean["accuracy"] >= 75 and safe["accuracy"] <= 20
+    assert clean["accuracy"] >= 75 and safe["accuracy"] <= 22
     cover = load_dataset("cifar10", per_class=1000)
     stego = load_dataset(str(out / "train"))
     where = {(stego.classes[c], n): i for i, (c, n) in
@@ -343,8 +379,7 @@ def test_cifar10_from_command_to_command(tmp_path):
     rows = [where[cover.classes[c], n] for c, n in zip(cover.y.tolist(), cover.names)]
     quality = quality_table(cover.x, stego.x[rows])
     assert quality["psnr_min"] >= 30.1 and quality["ssim_mean"] >= 0.93
-    secrets = semantic_images(cover.classes, 1, WORK)[:, 0]
     few = torch.arange(0, 10_000, 50)
-    known = lambda x8: recognised(load_hider("fast"), x8[few], secrets, cover.y[few])
-    assert known(stego.x[rows]) >= 0.9 and known(cover.x) <= 0.25
+    known = lambda x8: recognised(out, x8[few], cover.y[few])
+    assert known(stego.x[rows]) >= 0.6 and known(cover.x) <= 0.25
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 3 * 2**20  # KiB

@@ -157,13 +157,22 @@ def test_far_is_farther_than_own(n, pick):
     if pick == "farthest": assert least(far.names) > least(labels)
 
 
+def test_far_shapes_are_those_of_the_network():
+    "The stored order, and that of the network that wrote it, as far as rounding lets them."
+    pytest.importorskip("timm")
+    pool = list(semantic.known_shapes())
+    stored = semantic.FAR.read_text().split()
+    assert sorted(stored) == pool
+    assert [pool[i] for i in semantic.farthest(appearance(pool), 20)] == stored[:20]
+
+
 def test_the_network_is_used_where_it_can_be_had(monkeypatch):
     def missing(name): raise BadInput("not here.")
     monkeypatch.setattr(semantic, "at_a_glance", semantic.at_a_glance.__wrapped__)
     monkeypatch.setattr(semantic, "extractor", missing)
     assert eye() is look and eye("look") is look
     sentence(eye, "efficientnet_lite0")
-    assert len(set(assign(["a", "b"], "far").names)) == 2
+    assert len(set(assign(["a", "b"], "far", pick="kmeans").names)) == 2
     monkeypatch.setattr(semantic, "extractor", lambda name: name)
     monkeypatch.setattr(semantic, "features", lambda net, x: x.flatten(1) if net else None)
     assert appearance(["cat", "dog"]).shape == (2, 3072)
