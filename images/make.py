@@ -10,7 +10,7 @@ from dh_nb.data import photographs
 from dh_nb.protect import protect_batch, reveal_image
 from dh_nb.results import read
 from dh_nb.scorecard import eye_lines, groups, score_lines
-from dh_nb.semantic import semantic_images
+from dh_nb.semantic import assign, semantic_images
 from dh_nb.show import Sheet, image_grid, markdown_table, png_bytes, residual
 from dh_nb.training import load_hider
 
@@ -29,8 +29,8 @@ def square(x8, side=300):
 
 def before_after():
     "Three photographs: before, after, change, hidden, revealed."
-    hider, names = load_hider("fast"), ["chelsea", "flower", "astronaut"]
-    hidden = semantic_images(["cat", "bee", "rocket"], size=300)[:, 0]
+    hider, names = load_hider("robust"), ["chelsea", "flower", "astronaut"]
+    hidden = semantic_images(assign(names, "far").names, size=300)[:, 0]
     before = torch.stack([square(photographs()[n]) for n in names])
     after = protect_batch(hider, before, hidden)
     found = torch.stack([reveal_image(hider, x) for x in after])
@@ -54,22 +54,20 @@ def hidden():
 def figures(folder=HERE.parent / "results"):
     "The table of README.md, from the rows of the protocol."
     rows = [r for r in read(folder) if r["countermeasure"] == "none"
-            and r["victim"] in ("quick", "quick48") and r["method"] in ("clean", "dh")]
-    lines = []
-    about = lambda r: (r["dataset"], r["subset"], r["victim"])
-    for dataset, subset, victim in sorted(set(map(about, rows))):
-        group = [r for r in rows if about(r) == (dataset, subset, victim)]
-        mean = lambda method, key: torch.tensor(
-            [r[key] for r in group if r["method"] == method]).mean().item()
-        lines.append({
-            "data": f"{dataset}, {subset}", "victim": victim, "seeds": len({r["seed"] for r in group}),
-            "trained on originals, %": mean("clean", "accuracy"),
-            "trained on protected, %": mean("dh", "accuracy"),
-            "worst PSNR, dB": min(r["psnr_min"] for r in group if r["method"] == "dh"),
-            "mean SSIM": mean("dh", "ssim")})
-    return markdown_table(lines, fmt={"trained on originals, %": "{:.1f}",
-                                      "trained on protected, %": "{:.1f}",
-                                      "worst PSNR, dB": "{:.2f}", "mean SSIM": "{:.3f}"})
+            and r["scale"] in ("small", "full") and r["method"] in ("clean", "robust", "dh")]
+    lines, about = {}, lambda r: (r["dataset"], r["subset"], r["victim"])
+    for r in rows: lines.setdefault(about(r), {}).setdefault(r["method"], []).append(r)
+    mean = lambda found, key: sum(r[key] for r in found) / len(found)
+    return markdown_table([{
+        "data": f"{dataset}, {subset}", "victim": victim,
+        "preset": safe[0]["preset"], "seeds": len(safe),
+        "trained on originals, %": mean(group["clean"], "accuracy"),
+        "trained on protected, %": mean(safe, "accuracy"),
+        "worst PSNR, dB": min(r["psnr_min"] for r in safe), "mean SSIM": mean(safe, "ssim")}
+        for (dataset, subset, victim), group in sorted(lines.items()) if "clean" in group
+        for method in ("robust", "dh") if (safe := group.get(method))],
+        fmt={"trained on originals, %": "{:.1f}", "trained on protected, %": "{:.1f}",
+             "worst PSNR, dB": "{:.2f}", "mean SSIM": "{:.3f}"})
 
 
 def contest(folder=HERE.parent / "results"):
