@@ -101,12 +101,12 @@ def pixels(
 
 def quick_png(
     fig: Sheet,  # with something drawn on it
-    small: bool = False,  # True: 48 colours, a file to be stored
+    small: bool = False,  # True: 40 colours, a file to be stored
 ) -> bytes:  # PNG, its `Description` the text alternative
     "A figure as PNG for somebody who waits."
     note, buffer, image = PngImagePlugin.PngInfo(), BytesIO(), pixels(fig)
     note.add_itxt("Description", alt_text(fig))
-    if small: image = image.quantize(48, kmeans=1)
+    if small: image = image.quantize(40, kmeans=1)
     image.save(buffer, "png", compress_level=9 if small else 1, pnginfo=note)
     return buffer.getvalue()
 
