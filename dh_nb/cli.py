@@ -172,8 +172,11 @@ def protect(
         pictures=a.pictures, key=read_key(a.key) if a.key else None)
     for line in made["skipped"]:
         print(f"skipped {line}", file=sys.stderr)
-    print(f"Protected {len(made['images'])} images of {len(made['classes'])} classes, "
-          f"each at {made['psnr_budget']:g} dB or better, in {a.dst}.")
+    if a.preset == "robust" and usual(a) == "fast":
+        print("robust has not met what is hidden here, and little of it survives; "
+              "--finetune trains it first.", file=sys.stderr)
+    print(f"Protected {len(made['images'])} images of {len(made['classes'])} classes by "
+          f"{made['preset']}, each at {made['psnr_budget']:g} dB or better, in {a.dst}.")
 
 # %% ../nbs/91_cli.ipynb #86f0d4cf
 @command

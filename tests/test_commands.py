@@ -287,9 +287,11 @@ def test_own_pictures_and_finetuning(photos, tmp_path, capsys):
     ([], "robust"), (["--assign", "far"], "robust"), (["--assign", "own"], "fast"),
     (["--variants", "2"], "fast"), (["--pictures", "photos"], "fast"),
     (["--assign", "own", "--preset", "robust"], "robust")])
-def test_who_hides_and_who_reads(args, name, photos, tmp_path, monkeypatch):
+def test_who_hides_and_who_reads(args, name, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert call("protect", "photos", "out", *args) == 0
+    said, warned = capsys.readouterr()
+    assert f"by {name}" in said and ("--finetune" in warned) == ("own" in args and name == "robust")
     told = json.loads(Path("out/manifest.json").read_text())
     assert told["preset"] == name == hider_of("out").preset.name
     image = Path("out/train/dog/1.png")
