@@ -175,8 +175,9 @@ def protect(
     if a.preset == "robust" and usual(a) == "fast":
         print("robust has not met what is hidden here, and little of it survives; "
               "--finetune trains it first.", file=sys.stderr)
-    print(f"Protected {len(made['images'])} images of {len(made['classes'])} classes by "
-          f"{made['preset']}, each at {made['psnr_budget']:g} dB or better, in {a.dst}.")
+    n, k, who = len(made["images"]), len(made["classes"]), made["preset"]
+    print(f"Protected {n} images of {k} classes by {who}, each at "
+          f"{made['psnr_budget']:g} dB or better, in {a.dst}.")
 
 # %% ../nbs/91_cli.ipynb #86f0d4cf
 @command
