@@ -129,8 +129,8 @@ def choices(
     "Who hides what in dh_protect, and whether it trains first."
     add = p.add_argument
     add("--preset", metavar="NAME",
-        help="hider (default: robust; fast where you or your key decide what is hidden "
-             "and nothing is trained, see --finetune)")
+        help="hider (default: robust; fast where you, your key or --variants decide "
+             "what is hidden and nothing is trained, see --finetune)")
     add("--assign", choices=("own", "far", "keyed"),
         help="each class hides its own shape, one of shapes far apart, or a choice "
              "that only your key can tell (default: as the preset was trained)")
@@ -172,10 +172,10 @@ def protect(
         pictures=a.pictures, key=read_key(a.key) if a.key else None)
     for line in made["skipped"]:
         print(f"skipped {line}", file=sys.stderr)
-    if a.preset == "robust" and usual(a) == "fast":
-        print("robust has not met what is hidden here, and little of it survives; "
-              "--finetune trains it first.", file=sys.stderr)
     n, k, who = len(made["images"]), len(made["classes"]), made["preset"]
+    if who == "robust" and (usual(a) == "fast" or k > 100 and not a.finetune):
+        print("robust has not met all that is hidden here, and little of that "
+              "survives; --finetune trains it first.", file=sys.stderr)
     print(f"Protected {n} images of {k} classes by {who}, each at "
           f"{made['psnr_budget']:g} dB or better, in {a.dst}.")
 
@@ -211,6 +211,7 @@ def verify(
     if a.json and Path(a.json).exists():
         raise BadInput(f"{a.json} exists; choose a new file.")
     from dh_nb.demo import hiding_rows, sentence
+    if Path(a.dst, "train").is_dir(): read_manifest(Path(a.dst, "manifest.json"))
     scores, pairs = verify_folder(a.src, a.dst, a.per_class, a.seed, a.root)
     rows = hiding_rows(a.src, a.dst, scores, pairs, a.seed, a.per_class)
     for row in rows if a.results else ():
@@ -225,11 +226,15 @@ def verify(
 # %% ../nbs/91_cli.ipynb #a00bb79b
 def reader_of(
     image: str,  # a published picture
+    manifest: str | None,  # of its folder; None: where the picture, or its link, lies
 ) -> Hider:  # in eval mode
-    "Who can read a picture: the hider of the folder it lies in, else the default one."
-    above = Path(image).absolute().parents[1:3]  # DST/train/<class>/<picture>
-    home = next((p for p in above if (p / "manifest.json").is_file()), None)
-    return hider_of(home) if home else load_hider("robust")
+    "Who can read a picture: the hider of its folder, else the default one."
+    places = [Path(os.path.abspath(image)), Path(image).resolve()]
+    above = [Path(manifest).parent] if manifest else [p.parents[2] for p in places
+                                                      if len(p.parents) > 2]
+    for folder in above:  # DST/train/<class>/<picture>
+        if manifest or (folder / "manifest.json").is_file(): return hider_of(folder)
+    return load_hider("robust")
 
 
 def nearest(
@@ -259,7 +264,7 @@ def reveal(
     p.add_argument("--manifest", metavar="FILE", help="also say whose class it fits")
     common(p, "--weights", "--key")
     p.add_argument("--preset", metavar="NAME",
-                   help="who hid (default: by the manifest above IMAGE, or robust)")
+                   help="who hid (default: by the manifest, or robust)")
     a = p.parse_args(args)
     out = Path(a.out or Path(a.image).with_suffix(".hidden.png").name)
     if out.exists():
@@ -267,7 +272,8 @@ def reveal(
     known = read_manifest(a.manifest) if a.manifest else None
     key = read_key(a.key) if a.key else None
     mine, x8 = a.weights or a.preset, read_image(Path(a.image))
-    found = reveal_image(load_hider(mine) if mine else reader_of(a.image), x8)
+    who = load_hider(mine) if mine else reader_of(a.image, a.manifest)
+    found = reveal_image(who, x8)
     fits = nearest(found, known, key) if known else None
     save_png((found * 255).round().byte(), out)
     print(f"What is hidden in {a.image} is in {out}.", fits or "")

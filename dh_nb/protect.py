@@ -14,7 +14,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import groupby, islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from .hiding import Hider, at_places
 from .quality import linf, psnr, ssim, to_budget
 from .results import revision
 from .semantic import assign, own_pictures, semantic_images
-from .training import finetune, fingerprint, load_hider, save_hider
+from .training import bundled, finetune, fingerprint, load_hider, save_hider
 
 # %% ../nbs/33_protect.ipynb #c5fad7d8
 WORK = 32  # shorter side, in pixels, at which larger pictures are hidden in
@@ -349,7 +349,8 @@ def read_manifest(
     try:
         manifest = json.loads(Path(path).read_text(encoding="utf-8"))
         assert manifest["tool"] == "dh_nb"
-    except (OSError, ValueError, KeyError, TypeError, AssertionError):
+        assert {"preset", "weights_sha256"} <= manifest.keys()
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, AssertionError):
         raise BadInput(f"{path} is not a manifest of dh_protect.") from None
     return manifest
 
@@ -358,16 +359,17 @@ def hider_of(
     folder: str | Path,  # DST of `protect`
 ) -> Hider:  # in eval mode
     "Who hid: the hider beside the folder, or the preset; BadInput if neither did."
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))
     manifest = read_manifest(folder / "manifest.json")
-    beside = folder.with_name(f"{folder.name}.safetensors")
-    hider = load_hider(beside if beside.exists() else manifest["preset"])
-    if fingerprint(*hider.state_dict().values()) != manifest["weights_sha256"]:
-        raise BadInput(f"Other weights than those of {manifest['preset']} hid in "
-                       f"{folder}; give their file.")
-    return hider
+    for path in (folder.with_name(f"{folder.name}.safetensors"),
+                 bundled(str(manifest.get("preset")))):
+        with suppress(BadInput):
+            hider = load_hider(path)
+            if fingerprint(*hider.state_dict().values()) == manifest["weights_sha256"]:
+                return hider
+    raise BadInput(f"Other weights than ours hid in {folder}; give their file.")
 
-
+# %% ../nbs/33_protect.ipynb #dc3a9071
 def expected(
     manifest: dict,  # as `protect` wrote it
     key: bytes | None = None,  # the owner's, when the choice was keyed
@@ -382,5 +384,5 @@ def expected(
         if key: return hidden_pictures(names, how, key, variants=n, places=places)[0]
         return at_places(semantic_images(names, n, WORK, manifest["seed"]), places)
     except KeyError:
-        raise BadInput("The manifest does not say what is hidden: own pictures."
-                       ) from None
+        raise BadInput("The manifest does not say what is hidden: own pictures, or an "
+                       "early version of this package.") from None

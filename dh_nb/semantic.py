@@ -624,7 +624,7 @@ def assign(
     pick: str = "farthest",  # or "kmeans"
     embed: Callable | None = None,  # names -> features; None: by the mode
 ) -> Choice:  # the same for the same arguments
-    "Choose what each class hides; BadInput when key and mode do not agree."
+    "What each class hides (a seed counts modulo the classes); BadInput for a bad mode."
     if mode not in ("own", "far", "keyed") or pick not in PICKS:
         raise BadInput(f"Unknown choice {mode!r} by {pick!r}.")
     if (mode == "keyed") != (key is not None):
@@ -632,8 +632,7 @@ def assign(
     if mode == "own":
         return Choice(list(labels), seed)
     pool, n = candidates(len(labels), key), len(labels)
-    plain = (pick, key, embed) == ("farthest", None, None)
-    if plain and len(pool) <= len(known_shapes()):
+    if (pick, key, embed) == ("farthest", None, None) and n <= len(known_shapes()):
         names = FAR.read_text(encoding="ascii").split()[:n]
     else:
         embed = embed or (outlines if key else appearance)

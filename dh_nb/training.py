@@ -219,7 +219,7 @@ def weights_file(
 ) -> Path:  # it may not exist
     "Where weights lie; BadInput for a name that is neither a file nor a preset."
     path = Path(source)
-    if path.suffix or path.exists():
+    if path.suffix or path.is_file():
         return path
     return bundled(preset(str(source)).name)
 

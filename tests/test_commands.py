@@ -10,6 +10,7 @@ from PIL import Image
 
 from dh_nb import cli
 from dh_nb.data import BadInput, load_dataset, read_image, to_float
+from dh_nb.demo import published_by
 from dh_nb.hiding import Hider, Preset
 from dh_nb.protect import (expected, hidden_pictures, hider_of, protect, read_manifest,
                            reveal_image, secret_distance)
@@ -300,6 +301,33 @@ def test_who_hides_and_who_reads(args, name, photos, tmp_path, capsys, monkeypat
     told["weights_sha256"] = "0" * 64
     Path("out/manifest.json").write_text(json.dumps(told))
     with pytest.raises(BadInput, match="Other weights"): hider_of("out")
+
+
+def test_who_reads_is_found_from_anywhere(photos, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("robust").mkdir()  # a folder of that name is no file of weights
+    assert call("protect", "photos", "out", "--preset", "fast") == 0
+    assert call("reveal", "out/train/cat/0.png", "--out", "a.png") == 0
+    shutil.copy("out/train/cat/0.png", "copy.png")
+    Path("link.png").symlink_to("out/train/cat/0.png")
+    assert call("reveal", "copy.png", "--manifest", "out/manifest.json", "--out", "b.png") == 0
+    assert call("reveal", "link.png", "--out", "c.png") == 0
+    save_hider(load_hider("robust"), Path("out.safetensors"))  # not who hid
+    assert call("reveal", "out/train/dog/../cat/0.png", "--out", "d.png") == 0
+    assert len({Path(f"{n}.png").read_bytes() for n in "abcd"}) == 1
+    assert call("reveal", "copy.png", "--out", "e.png") == 0  # by the default
+    for told in ("[]", '{"tool": "dh_nb"}', "[" * 10**5, '{"tool": "dh_nb", "weights_sha256": 3}'):
+        Path("out/manifest.json").write_text(told)
+        capsys.readouterr()
+        refused(capsys, "reveal", "link.png", "--out", "f.png")
+        refused(capsys, "verify", "photos", "out")
+
+
+@pytest.mark.parametrize("args, method", [([], "robust"), (["--preset", "fast"], "dh"),
+    (["--psnr", "34"], "files:out"), (["--preset", "robust", "--assign", "own"], "files:out")])
+def test_rows_are_named_by_what_was_done(args, method, photos, tmp_path):
+    assert call("protect", photos, tmp_path / "out", *args) == 0
+    assert published_by(tmp_path / "out") == method
 
 
 def test_a_seed_hands_the_book_to_other_classes(photos, tmp_path):
