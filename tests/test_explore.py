@@ -271,7 +271,7 @@ def test_the_step_matters_only_to_who_adapts(four, monkeypatch):
 
 def test_a_folder_of_ones_own(home, tmp_path):
     from dh_nb.protect import protect
-    protect("embedded", tmp_path / "mine", per_class=4)
+    protect("embedded", tmp_path / "mine", "fast", per_class=4)
     t = x.explore_distances(4, (str(tmp_path / "mine"),))
     name = f"files:{tmp_path / 'mine'}"
     a, b = (x.published("embedded", 4, m)[0] for m in (name, "dh"))

@@ -24,7 +24,7 @@ LIB = "dh_nb"
 FLOORS = ["tools", "hiding", "features", "making", "victims", "countermeasures",
           "judging", "results", "seeing", "doors"]
 EXTRAS = {20: "features", 21: "features", 30: "features", 31: "diffusion", 54: "diffusion",
-          55: "diffusion", 61: "bench", 63: "bench"}
+          55: "diffusion", 61: "bench", 63: "bench", 80: "features"}
 TAGS = {"hide": "remove-cell", "slow": "skip-execution", "gpu": "skip-execution",
         "eval: false": "skip-execution"}
 
@@ -156,7 +156,7 @@ if not Path("../results").exists():  # Colab opens a lesson without its house
     %cd /content/house/nbs
 %pip install -q "..{extra}"
 ```
-At home: `git clone {repo}`, then `pip install -e '.[lab]'` and `jupyter lab nbs/{name}.ipynb`.
+At home: `git clone {repo}`, then `pip install -e '.[{",".join(["lab", *extra.strip("[]").split()])}]'` and `jupyter lab nbs/{name}.ipynb`.
 :::
 """
 
