@@ -177,7 +177,7 @@ def pick(explorer, label, value):
 
 
 @pytest.mark.parametrize("at, sliders, lists", [
-    (0, {"class": "Class 3"}, {"damage": ("jpeg", "jpeg (quality 10)"), "map": ("tsne", "tsne")}),
+    (0, {"class": "Class 3"}, {"countermeasure": ("jpeg", "jpeg (quality 10)"), "map": ("tsne", "tsne")}),
     (1, {"bands of 64": "64 of 64 bands"}, {"damage": ("jpeg 10", "jpeg 10"),
                                             "secret": ("bee", "bee in")}),
     (2, {"strength": "quality 5", "picture": "dress of"},
