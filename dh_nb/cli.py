@@ -39,7 +39,7 @@ from .protect import (expected, hider_of, protect as protect_folder, read_manife
 from .results import Measure, append, missing, read
 from .semantic import keygen as write_key, read_key, semantic_images
 from .student import write_copies
-from .survive import adapt, harden
+from .survive import BOOK, adapt, harden
 from .training import (bundled, fingerprint, library, load_hider, save_hider,
                             train_hider, weights_file)
 from .victim import verify as verify_folder
@@ -173,7 +173,7 @@ def protect(
     for line in made["skipped"]:
         print(f"skipped {line}", file=sys.stderr)
     n, k, who = len(made["images"]), len(made["classes"]), made["preset"]
-    if who == "robust" and (usual(a) == "fast" or k > 100 and not a.finetune):
+    if who == "robust" and (usual(a) == "fast" or k > BOOK and not a.finetune):
         print("robust has not met all that is hidden here, and little of that "
               "survives; --finetune trains it first.", file=sys.stderr)
     print(f"Protected {n} images of {k} classes by {who}, each at "

@@ -16,7 +16,7 @@ import torch
 from torch.nn.functional import interpolate
 from .data import BadInput, load_dataset, photographs, to_float
 from .features import distance_table
-from .hiding import PRESETS, Hider
+from .hiding import Hider
 from .protect import (check_target, expected, hidden_pictures, hider_of, protect,
                            protect_batch, read_manifest, reveal_image, save_png,
                            secret_distance, whole_folder)
@@ -24,21 +24,21 @@ from .quality import psnr, quality_table, ssim
 from .results import Row, revision
 from .show import (Sheet, alt_text, heat_map, html_table, image_grid, png_bytes,
                         residual)
-from .training import load_hider
+from .training import fingerprint, load_hider
 from .victim import Pairs, Score, verify
 
 # %% ../nbs/90_demo.ipynb #2bfe27d9
 def published_by(
     dst: str | Path,  # what `protect` wrote
 ) -> str:  # a method of the bench: dh, robust, or files:NAME
-    "As a preset usually hides, or a way of one's own."
-    made, dst = read_manifest(Path(dst) / "manifest.json"), Path(dst)
-    known = PRESETS.get(str(made["preset"]))
-    beside, how = dst.with_name(f"{dst.name}.safetensors"), ("hidden", "psnr_budget")
-    usual = known and not beside.exists() and made.get("variants") == 1 and (
-        [made.get(k) for k in how] == [known.hides, known.db])
-    names = dict(fast="dh", robust="robust")
-    return names.get(usual and known.name, f"files:{dst.name}")
+    "As a preset that ships usually hides, or a way of one's own."
+    made = read_manifest(Path(dst) / "manifest.json")
+    for preset, method in (("fast", "dh"), ("robust", "robust")):
+        known = load_hider(preset)
+        usual = dict(weights_sha256=fingerprint(*known.state_dict().values()),
+                     hidden=known.preset.hides, psnr_budget=known.preset.db, variants=1)
+        if usual.items() <= made.items(): return method
+    return f"files:{Path(dst).name}"
 
 # %% ../nbs/90_demo.ipynb #5cd825b8
 def hiding_rows(

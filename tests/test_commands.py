@@ -330,6 +330,14 @@ def test_rows_are_named_by_what_was_done(args, method, photos, tmp_path):
     assert published_by(tmp_path / "out") == method
 
 
+def test_other_weights_of_a_preset_do_not_take_its_name(photos, tmp_path):
+    hider = load_hider("robust")
+    with torch.no_grad(): next(hider.parameters()).add_(1e-3)
+    save_hider(hider, tmp_path / "mine.safetensors")
+    protect(photos, tmp_path / "out", tmp_path / "mine.safetensors")
+    assert published_by(tmp_path / "out") == "files:out"
+
+
 def test_a_seed_hands_the_book_to_other_classes(photos, tmp_path):
     "The far shapes keep their paints, which a hider may have learnt."
     books = []
@@ -378,7 +386,7 @@ def test_the_hidden_picture_is_found_in_published_files_only(preset, least, tmp_
     stego = load_dataset(str(tmp_path / "out" / "train"))
     order = torch.tensor([data.classes.index(c) for c in stego.classes])
     found = recognised(tmp_path / "out", stego.x, order[stego.y])
-    assert found >= least and found >= 2 * recognised(tmp_path / "out", data.x, data.y)
+    assert found >= least and recognised(tmp_path / "out", data.x, data.y) <= least / 2
 
 
 def test_the_demo_reaches_its_bars(tmp_path):
@@ -401,7 +409,7 @@ def test_cifar10_from_command_to_command(tmp_path):
     for args in (["dh_protect", "cifar10", out], ["dh_verify", "cifar10", out, "--json", scores]):
         subprocess.run([bin / args[0], *args[1:], "--per-class", "1000"], check=True)
     clean, safe = json.loads(scores.read_text())
-    assert clean["accuracy"] >= 75 and safe["accuracy"] <= 22
+    assert clean["accuracy"] >= 75 and safe["accuracy"] <= 20
     cover = load_dataset("cifar10", per_class=1000)
     stego = load_dataset(str(out / "train"))
     where = {(stego.classes[c], n): i for i, (c, n) in
@@ -412,4 +420,8 @@ def test_cifar10_from_command_to_command(tmp_path):
     few = torch.arange(0, 10_000, 50)
     known = lambda x8: recognised(out, x8[few], cover.y[few])
     assert known(stego.x[rows]) >= 0.6 and known(cover.x) <= 0.25
+    told = protect("cifar10", tmp_path / "faint", "fast", per_class=20)  # reads better
+    faint = load_dataset(str(tmp_path / "faint" / "train"))
+    assert told["classes"] == faint.classes
+    assert recognised(tmp_path / "faint", faint.x, faint.y) >= 0.9
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 3 * 2**20  # KiB

@@ -269,6 +269,16 @@ def test_the_step_matters_only_to_who_adapts(four, monkeypatch):
     assert "after 0 steps" in t.caption and t.draw(step=0) != t.draw(step=40)
 
 
+@pytest.mark.parametrize("after", x.AFTER[-4:])
+def test_distances_after_what_is_no_filter(after, home):
+    "Each is drawn, differs from the published pictures, and says its strength."
+    if after == "diffusion_purify": pytest.importorskip("diffusers")
+    t = x.explore_distances(4).set("layer", "pixels, 8 x 8").set("method", "class DCT")
+    plain = t.draw()
+    assert t.draw(after=after) != plain and x.tunable(after) == (after in x.DEEPER)
+    assert f"{after} ({x.setting(after, 3)})" in t.set("after", after).caption
+
+
 def test_a_folder_of_ones_own(home, tmp_path):
     from dh_nb.protect import protect
     protect("embedded", tmp_path / "mine", "fast", per_class=4)
