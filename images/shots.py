@@ -3,8 +3,8 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from dh_nb.explore import quick_png
 from dh_nb.explorers import PAGES
+from dh_nb.show import png_bytes
 
 HERE = Path(__file__).parent
 PHONE = dict(cls=[2, 6], what=["changes"], after=["none"])  # two frames are enough
@@ -15,7 +15,9 @@ PAGE = ('<!doctype html><meta charset="utf-8"><meta name="viewport" '
 def wide(explorer):
     "The picture as a file of 1280 pixels."
     w, h = explorer.size
-    return quick_png(explorer.sheet((12.8, 12.8 * h / w), {}), small=True)
+    sheet = explorer.sheet((12.8, 12.8 * h / w), {})
+    sheet.colours = 128  # a heat map with few colours has wrong ones
+    return png_bytes(sheet, tight=False)
 
 
 def phone(html, path):
