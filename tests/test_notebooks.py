@@ -4,7 +4,7 @@ An export cell is not executed: the names it defines, and only those, are fetche
 the exported module at its place. So one pass proves both that the library passes every
 check on the page and that the page can be read from top to bottom.
 """
-import importlib, shutil, socket, subprocess, sys
+import importlib, resource, shutil, socket, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ import house
 
 ROOMS = sorted((house.ROOT / "nbs").glob("*.ipynb"))
 SKIP = {"slow", "gpu"}
+CPU = 120  # seconds of processor that the cells of one room may take
 
 
 @pytest.fixture
@@ -63,12 +64,34 @@ def run(room, shell):
             pytest.fail(f"{c}\n{c.source}\n\n{out.stdout[-3000:]}", pytrace=False)
 
 
+def processor():
+    "Seconds of processor so far, of this process and of those it has waited for."
+    return sum(u.ru_utime + u.ru_stime for u in map(resource.getrusage, (
+        resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+
+
+def afford(seconds):
+    "Time by the clock says how busy a machine is; only gross growth is caught."
+    assert seconds <= CPU, f"{seconds:.0f} s of processor, at most {CPU}: mark cells slow"
+
+
 @pytest.mark.parametrize("path", ROOMS, ids=lambda p: p.stem)
-def test_room(path, shell):
-    before = {p.name for p in path.parent.iterdir()}
+def test_room(path, shell, record_property):
+    before, spent = {p.name for p in path.parent.iterdir()}, processor()
     run(house.read(path), shell)
+    spent = processor() - spent
+    record_property("seconds of processor", spent)
     left = {p.name for p in path.parent.iterdir()} - before
     assert not left, f"the room leaves files behind: {left}"
+    afford(spent)
+
+
+def test_a_room_that_takes_too_long_fails():
+    afford(CPU - 1)
+    with pytest.raises(AssertionError): afford(CPU + 1)
+    before = processor()
+    sum(range(2_000_000))
+    assert processor() > before
 
 
 def toy(*cells):
