@@ -22,8 +22,8 @@ HOME = re.compile(r"(?<![\w.:/~-])/(?:root|work|home/\w+|Users/\w+)/\w|[A-Z]:\\U
                   r"|/tmp/ipykernel")
 WAIT = re.compile(r"# (about )?(an?|\d+) (second|minute|hour)s?, ")
 FREE = {  # what a lesson may do without, and why
-    "formula": {7: "widgets", 55: "a list of names", 80: "widgets",
-                90: "a call of other rooms", 91: "commands"},
+    "formula": {7: "widgets", 55: "a list of names", 71: "those of 56 and 62",
+                80: "widgets", 90: "a call of other rooms", 91: "commands"},
     "picture": {7: "its pictures are live", 61: "its results are rows and tables"},
 }
 RULES = {}
@@ -170,7 +170,6 @@ def everywhere(room):
 
 @rule
 def ending(room):
-    if not room.module: return
     heads = [(c.at, m) for c in room.cells if c.kind == "markdown"
              for m in re.findall(r"^## +(.+?) *$", c.source, re.M)]
     want = ["Summary", "Exercises", "Where next", "References"]
@@ -189,11 +188,6 @@ def ending(room):
         if "assert" not in c.source: yield f"{c}: a solution ends in an assert"
 
 
-def lesson(room):
-    "Rooms that teach: those with a module, and the tour. Galleries (70s, 92, 99) do not."
-    return bool(room.module) or room.number == 0
-
-
 def pictures(room):
     "Cells that show a stored picture, solutions apart."
     return [c for c in room.cells if "solution" not in c.tags and any(
@@ -207,16 +201,24 @@ def words(room, places, least=8):
     return any(len(p.split()) >= least for p in prose)
 
 
+def estimate(room):
+    "Minutes to read a room: 200 words a minute, 12 lines of code a minute."
+    prose = sum(len(c.source.split()) for c in room.cells if not c.code)
+    lines = [s for c in room.cells if c.code for s in c.source.splitlines()]
+    return prose / 200 + sum(bool(s) and s[:2] != "#|" for s in lines) / 12
+
+
 @rule
 def minutes(room):
     text = room.cells[1].source if len(room.cells) > 1 else ""
-    if not re.search(r"Takes: (\d+|a) minutes?", text):
-        yield "the second cell says `Takes: N minutes ...`"
+    says, about = re.search(r"Takes: (\d+) minutes? to read", text), estimate(room)
+    if not says: yield "the second cell says `Takes: N minutes to read ...`"
+    elif not about / 2 <= int(says[1]) <= about * 3 / 2:
+        yield f"say `Takes: {about:.0f} minutes`: its words and lines ask for that"
 
 
 @rule
 def skeleton(room):
-    if not lesson(room): return
     prose = [c.source for c in room.cells if c.kind == "markdown"]
     free = lambda what: room.number in FREE[what]
     if not free("formula") and not any("$$" in s for s in prose):
@@ -233,7 +235,6 @@ def skeleton(room):
 
 @rule
 def reading(room):
-    if not lesson(room): return
     shown = pictures(room)
     for c in shown:
         near = [c.at + i for i in (-2, -1, 1, 2)]

@@ -1,5 +1,5 @@
 "Every room keeps the conventions, and every rule can fail."
-import json, subprocess, sys
+import json, re, subprocess, sys
 from textwrap import dedent
 
 import pytest
@@ -10,7 +10,7 @@ GOOD = """
 # A toy
 > One line on what it is for.
 ---
-You will be able to halve a number. Needs: nothing. Takes: 1 minute to read, 1 s to run.
+You will be able to halve a number. Needs: nothing. Takes: 2 minutes to read, 1 s to run.
 ---
 #| default_exp toy
 ---
@@ -115,12 +115,19 @@ def widgets():
     return room
 
 
+def gallery(text):
+    "The same lesson without a module."
+    text = text.replace("#| default_exp toy\n---\n#| export\nimport math",
+                        "from dh_nb.zoo import ape")
+    return text.replace("#| export", "#| hide")
+
+
 BAD = {
     "known_name": [parse(GOOD, "9_toy"), parse(GOOD, "09-toy")],
     "opening": [change("# A toy", "## A toy"), change("> One", "One"),
                 change("> One", "> One\n> Two")],
     "goals": [change("You will be able to", "Learn to"), change("Needs:", "With:"),
-              change("Takes: 1 minute", "A minute")],
+              change("Takes: 2 minutes", "A minute")],
     "everywhere": [change("## Summary", "[](08_nets.ipynb)\n\n## Summary"),
                    change("## Summary", ":::{note}\nWell.\n:::\n\n## Summary"),
                    change("## Summary", "As {eq}`eq-toy` says.\n\n## Summary")],
@@ -128,9 +135,12 @@ BAD = {
                change("## Where next", "## Summary"),
                change("<summary>Hint</summary>\n\nOne.", "One."),
                change("---solution", "---"),
-               change("assert half(2) == 1", "#| hide\nhalf(2)")],
-    "minutes": [change("Takes: 1 minute", "Takes: a moment"),
-                parse(GOOD.split("---\n#| default_exp")[0].replace("1 minute", "long"))],
+               change("assert half(2) == 1", "#| hide\nhalf(2)"),
+               parse(gallery(GOOD).split("---\n## Where next")[0], "72_free"),
+               parse(gallery(GOOD).replace("---\n## Summary", "---\n## More"), "72_free")],
+    "minutes": [change("Takes: 2 minutes", "Takes: a moment"),
+                change("Takes: 2 minutes", "Takes: 9 minutes"),
+                change("---\n## Summary", "---\n" + "word " * 900 + "\n---\n## Summary")],
     "skeleton": [change("$$ x / 2^n $$\n", ""), change("assert half(4)", "half(4)"),
                  change("Halving, in words, and why somebody would want to do it at all.",
                         "Halving."), no_picture()],
@@ -195,8 +205,7 @@ def test_each_rule_can_fail(name, room, zoo): assert list(house.RULES[name](room
 
 
 def test_rooms_without_a_module_are_free_of_export_rules(zoo):
-    text = GOOD.split("---\n#| default_exp")[0] + "---\nfrom dh_nb.zoo import ape"
-    assert house.check(parse(text, "72_free")) == []
+    assert house.check(parse(gallery(GOOD), "72_free")) == []
 
 
 @pytest.mark.parametrize("room", house.ALL, ids=lambda r: r.name)
@@ -208,6 +217,38 @@ def test_room_keeps_the_conventions(room):
 def test_no_two_rooms_share_a_number():
     numbers = [r.number for r in house.ALL]
     assert numbers == sorted(set(numbers))
+
+
+COURSE = (house.ROOT / "nbs" / "course.md").read_text(encoding="utf-8")
+LINK = r"\((\d\d_[\w.]+)\.ipynb\)"
+
+
+def course_faults(text):
+    "What is wrong with the table of sessions: minutes, needs that come late, long classes."
+    sessions = re.findall(r"^\| \d\. .*\|$", text, re.M)
+    place = {name: i for i, name in enumerate(re.findall(LINK, "\n".join(sessions)))}
+    said = {r.name: r.cells[1].source for r in house.ALL}
+    for name, n in re.findall(LINK + r", (\d+) min", text):
+        if f"Takes: {n} minutes" not in said[name]: yield f"{name} does not take {n}"
+    for name in place.keys() - {"80_explorers"}:  # looked at, not read, before its turn
+        needs = re.findall(LINK, said[name].partition("Needs:")[2])
+        for n in needs:
+            if place.get(n, 99) > place[name]: yield f"{name} comes before {n}"
+    for line in sessions:
+        long = sum(map(int, re.findall(r", (\d+) min", line.split("|")[4])))
+        if long > 90: yield f"{long} minutes in class: {line[:30]}"
+
+
+def test_the_course_is_in_order(): assert not list(course_faults(COURSE))
+
+
+@pytest.mark.parametrize("old, new, fault", [
+    ("(00_tour.ipynb), 15", "(00_tour.ipynb), 16", "does not take 16"),
+    ("| [21_lfc]", "| [40_victim](40_victim.ipynb), 60 min; [21_lfc]", "110 minutes"),
+    ("61_evaluate", "00_tour", "62_scorecard comes before 61_evaluate")])
+def test_a_course_out_of_order_is_noticed(old, new, fault):
+    assert old in COURSE
+    assert any(fault in s for s in course_faults(COURSE.replace(old, new)))
 
 
 def test_the_checker_is_a_command(tmp_path):
