@@ -76,7 +76,7 @@ class Whiten(nn.Conv2d):
 
     def __init__(
         self,
-        kept: int = 24,  # eigenvectors, at most 3 size^2; channels out are twice as many
+        kept: int = 24,  # eigenvectors, up to 3 size^2; channels out are twice that
         size: int = 4,  # side of a patch
         stride: int = 2,  # from patch to patch
     ):
