@@ -76,9 +76,11 @@ class Whiten(nn.Conv2d):
 
     def __init__(
         self,
-        kept: int = 24,  # eigenvectors, at most 48; channels out are twice as many
+        kept: int = 24,  # eigenvectors, up to 3 size^2; channels out are twice that
+        size: int = 4,  # side of a patch
+        stride: int = 2,  # from patch to patch
     ):
-        super().__init__(3, 2 * kept, 4, 2, 1, bias=False)
+        super().__init__(3, 2 * kept, size, stride, (size - 1) // 2, bias=False)
         self.requires_grad_(False)
 
     @torch.no_grad()
@@ -88,11 +90,13 @@ class Whiten(nn.Conv2d):
         eps: float = 5e-3,  # added to the eigenvalues
     ) -> None:
         "Set the kernels from the covariance of all patches."
-        patches = pad(x, (1,) * 4, mode="reflect").unfold(2, 4, 2).unfold(3, 4, 2)
+        side = self.kernel_size[0]
+        x = pad(x, (self.padding[0],) * 4, mode="reflect")
+        patches = x.unfold(2, side, 2).unfold(3, side, 2)
         flat = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(0, 2)
         size, axes = torch.linalg.eigh(torch.cov(flat.T))
         kept = len(self.weight) // 2
-        w = (axes / (size + eps).sqrt()).T.flip(0)[:kept].reshape(kept, 3, 4, 4)
+        w = (axes / (size + eps).sqrt()).T.flip(0)[:kept].unflatten(1, (3, side, side))
         self.weight.copy_(torch.cat([w, -w]))
 
 # %% ../nbs/08_nets.ipynb #d427e75c
@@ -117,22 +121,24 @@ class MatrixConv(nn.Module):
 
 
 class Quick(nn.Sequential):
-    "The victim of scale small: whitened patches, four convolutions, a global maximum."
+    "The quick victims: whitened patches, stages of two convolutions, a global maximum."
 
     def __init__(
         self,
         classes: int = 10,  # scores it gives
         width: int = 32,  # channels of the first stage
+        fine: bool = False,  # patches at every pixel, three stages instead of two
     ):
         act = lambda c_in, c_out, pool=1: nn.Sequential(
             MatrixConv(c_in, c_out), nn.MaxPool2d(pool) if pool > 1 else nn.Identity(),
             nn.BatchNorm2d(c_out), nn.ReLU())
-        wide = 4 * width
-        super().__init__(
-            Normalise(), Whiten(), nn.ReLU(),
-            act(48, width, 2), Around(act(width, width)),
-            act(width, wide, 2), Around(act(wide, wide)),
-            nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(wide, classes))
+        patches = Whiten(12, 3, 1) if fine else Whiten()
+        wide = [patches.out_channels, width, *[4 * width] * (1 + fine)]
+        stages = [layer for c_in, c_out in zip(wide, wide[1:])
+                  for layer in (act(c_in, c_out, 2), Around(act(c_out, c_out)))]
+        super().__init__(Normalise(), patches, nn.ReLU(), *stages,
+                         nn.AdaptiveMaxPool2d(1), nn.Flatten(),
+                         nn.Linear(wide[-1], classes))
 
     def fit(
         self,
@@ -248,10 +254,10 @@ def vit_small_32(
     return nn.Sequential(Normalise(), body)
 
 # %% ../nbs/08_nets.ipynb #a11ad120
-NETS = {"quick": Quick, "narrow": Narrow, "resnet18": resnet_32,
-        "resnet50": partial(resnet_32, depth=50), "vgg16": vgg16_32,
-        "densenet121": densenet121_32, "mobilenet_v2": mobilenet_v2_32,
-        "vit_small": vit_small_32}
+NETS = {"quick": Quick, "fine": partial(Quick, fine=True), "narrow": Narrow,
+        "resnet18": resnet_32, "resnet50": partial(resnet_32, depth=50),
+        "vgg16": vgg16_32, "densenet121": densenet121_32,
+        "mobilenet_v2": mobilenet_v2_32, "vit_small": vit_small_32}
 
 
 def net(
@@ -262,6 +268,6 @@ def net(
     "A fresh classifier by name."
     if name not in NETS:
         raise BadInput(f"Unknown network {name!r}; choose one of {', '.join(NETS)}.")
-    if width and name not in ("quick", "narrow"):
+    if width and name not in ("quick", "fine", "narrow"):
         raise BadInput(f"The network {name} comes in one width; leave it out.")
     return NETS[name](classes, **({"width": width} if width else {}))

@@ -8,7 +8,7 @@ from torch.nn.functional import cross_entropy
 from dh_nb.data import BadInput
 from dh_nb.nets import NETS, net
 
-KNOWN = {"quick", "narrow", "resnet18", "resnet50", "vgg16", "densenet121",
+KNOWN = {"quick", "fine", "narrow", "resnet18", "resnet50", "vgg16", "densenet121",
          "mobilenet_v2", "vit_small"}
 
 
@@ -26,12 +26,12 @@ def test_a_network_takes_both_sizes_and_learns_everywhere(name):
         assert scores.shape == (2, 7)
         cross_entropy(scores, torch.tensor([0, 1])).backward()
         for at, p in model.named_parameters():
-            if not p.requires_grad: assert name == "quick" and at.startswith("1."); continue
+            if not p.requires_grad: assert name in ("quick", "fine") and at.startswith("1."); continue
             assert p.grad is not None and p.grad.isfinite().all(), at
             if p.dim() > 1: assert p.grad.abs().max() > 0, at
 
 
-@pytest.mark.parametrize("name", [n for n in NETS if n not in ("quick", "narrow")])
+@pytest.mark.parametrize("name", [n for n in NETS if n not in ("quick", "fine", "narrow")])
 def test_one_width_only(name):
     with pytest.raises(BadInput, match="one width"): net(name, 10, 32)
 
