@@ -14,6 +14,7 @@ class WithLessons(build_py):
         if self.editable_mode: return  # a clone has them beside the library
         inside = Path(self.build_lib, "dh_nb", "notebooks")
         for pattern, folder in (("nbs/*.ipynb", inside),
+                                ("results/*.csv", inside / "results"),
                                 ("results/*.jsonl", inside / "results")):
             folder.mkdir(parents=True, exist_ok=True)
             for path in sorted(Path(".").glob(pattern)): copy2(path, folder)

@@ -58,6 +58,7 @@ def stub(
     work, checks = split_solution(source)
     lines = source.splitlines()
     read = {m.id for n in checks for m in ast.walk(n) if isinstance(m, ast.Name)}
+    read -= {*names_bound(checks)}  # such as the variable of a loop over answers
     wanted = [name for name in names_bound(work) if name in read]
     inner = [m for n in work for m in ast.walk(n) if isinstance(m, ast.Assert)]
     out = [s for s in lines if s.startswith("#|")]
@@ -102,10 +103,10 @@ def lessons() -> dict[str, dict]:  # file name -> notebook as JSON
 
 
 def rows() -> dict[str, str]:  # file name below the copies -> its text
-    "The measured rows that some lessons draw from."
+    "The measured rows, ours and others', that some lessons draw from."
     here = notebook_folder()
     found = [p for near in ("results", "../results")
-             for p in sorted((here / near).glob("*.jsonl"))]
+             for kind in ("*.csv", "*.jsonl") for p in sorted((here / near).glob(kind))]
     return {f"results/{p.name}": p.read_text(encoding="utf-8") for p in found}
 
 

@@ -28,6 +28,13 @@ def copies(tmp_path_factory):
     return {p.name: json.loads(p.read_text(encoding="utf-8")) for p in write_copies(folder)}
 
 
+def test_the_rows_that_lessons_read_are_copied(tmp_path):
+    write_copies(tmp_path / "class")
+    rows = lambda folder: {p.name for p in folder.iterdir() if p.suffix in (".csv", ".jsonl")}
+    assert rows(tmp_path / "class" / "results") == rows(house.ROOT / "results")
+    assert "reference.csv" in rows(house.ROOT / "results")
+
+
 def test_every_room_is_copied(copies):
     "Also those with nothing to solve: links lead to them."
     assert set(copies) == {f"{r.name}.ipynb" for r in house.ALL}
@@ -59,6 +66,8 @@ def test_every_solution_leaves_a_check_that_runs():
     ("x = 2\nassert x == 2", "# Your turn; the check reads x.\n\n\nassert x == 2"),
     ("import os\nx = 1", "import os\n# Your turn.\n\n"),
     ("#| slow\nx = 1\nassert x", "#| slow\n# Your turn; the check reads x.\n\n\nassert x"),
+    ("n = [a for a in (1, 2)]\nassert all(a in n for a in (1, 2))",
+     "# Your turn; the check reads n.\n\n\nassert all(a in n for a in (1, 2))"),
     ("for i in (1, 2):\n    y = i\n    assert y", "# Your turn.\n# This shall hold: y\n\n"),
     ("!ls\nx = 1\ntorch.testing.assert_close(x, x)",
      "# Your turn; the check reads x.\n\n\ntorch.testing.assert_close(x, x)"),
