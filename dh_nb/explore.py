@@ -255,7 +255,8 @@ class View:
             width="100%", max_width=wide, height="auto", object_fit="contain"))
         self.bar = ipywidgets.FloatProgress(max=1.0, layout=dict(display="none"))
         self.words = ipywidgets.HTML()
-        row = ipywidgets.Box(list(self.inputs.values()), layout=dict(flex_flow="wrap"))
+        row = ipywidgets.Box(list(self.inputs.values()), layout=dict(
+            flex_flow="wrap", grid_gap="4px 20px"))
         self.box = ipywidgets.VBox([row, self.image, self.bar, self.words])
         self.box.add_class("dh-explorer")
         explorer.progress = self.tell

@@ -1039,7 +1039,7 @@ def part_of(
     return (rest[first:first + PART] or rest[-PART:]) + [
         k for k in lines if k["method"] == "clean"]
 
-
+# %% ../nbs/80_explorers.ipynb #0e5c391c
 def draw_scores(
     fig: Sheet,  # where to draw
     rows: list[dict],  # of one group

@@ -41,10 +41,8 @@ def write_notebook(path, cells):
                                     nbformat=4, nbformat_minor=5)))
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def alone(tmp):
     "A folder, and an environment that knows no settings of this machine's user."
-    tmp = tmp_path_factory.mktemp("home")
     return tmp, os.environ | {
         "JUPYTER_CONFIG_DIR": f"{tmp}/conf", "JUPYTER_DATA_DIR": f"{tmp}/data",
         "JUPYTER_RUNTIME_DIR": f"{tmp}/run", "JUPYTERLAB_SETTINGS_DIR": f"{tmp}/settings",
@@ -52,6 +50,10 @@ def home(tmp_path_factory):
         "DH_CACHE": f"{tmp}/kept", "DH_DATA": f"{tmp}", "OMP_NUM_THREADS": "1",
         "TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join(filter(None, (
             str(house.ROOT), os.environ.get("PYTHONPATH"))))}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory): return alone(tmp_path_factory.mktemp("home"))
 
 
 def free_port():
@@ -86,23 +88,29 @@ def served(line, url, home):
         server.wait(20)
 
 
-@pytest.fixture(scope="module")
-def lab(home):
-    "Address of a JupyterLab with the room and a notebook that fails."
+@contextmanager
+def laboratory(home, **notebooks):
+    "Address of a JupyterLab with notebooks, each a list of cells."
     tmp, port = home[0], free_port()
     for name, value in SETTINGS.items():
         f = tmp / "settings" / f"{name}.jupyterlab-settings"
         f.parent.mkdir(parents=True, exist_ok=True)
         f.write_text(json.dumps(value))
     (tmp / "work").mkdir()
-    write_notebook(tmp / "work" / "room.ipynb", room())
-    write_notebook(tmp / "work" / "bad.ipynb", ["1 + 1", "1 / 0"])
+    for name, cells in notebooks.items():
+        write_notebook(tmp / "work" / f"{name}.ipynb", cells)
     line = ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
             f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
             "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={tmp}/work",
             "--LabApp.expose_app_in_browser=True"]
     url = f"http://127.0.0.1:{port}"
     with served(line, url + "/api/status", home): yield url
+
+
+@pytest.fixture(scope="module")
+def lab(home):
+    "The room, and a notebook that fails."
+    with laboratory(home, room=room(), bad=["1 + 1", "1 / 0"]) as url: yield url
 
 
 @pytest.fixture(scope="module")
