@@ -317,7 +317,7 @@ def bundle(
         explorer.widget = explorer.widget or View(explorer)
         live = explorer.widget.box._repr_mimebundle_()
     else: live = {}
-    sheet = explorer.sheet(explorer.size, {}, 75)  # as wide as a page of a notebook
+    sheet = explorer.sheet(explorer.size, {}, 72)  # as wide as a page of a notebook
     png = base64.b64encode(quick_png(sheet, small=True)).decode()
     return live | {"text/plain": explorer.caption, "image/png": png}
 
