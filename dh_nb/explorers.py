@@ -308,10 +308,10 @@ def mixed(
     x8: torch.Tensor,  # uint8 (B, 3, H, W)
     share: float,  # wanted of the other picture
 ) -> torch.Tensor:  # uint8, same shape
-    "Of 64 draws the one whose labels say a share nearest to this."
+    "Of 256 draws the one whose labels say a share nearest to this."
     x, who, g = to_float(x8), torch.arange(len(x8)), torch.Generator().manual_seed(1)
     c.files(x8, who)
-    draws = [(a, b) for a, b in (c.batch(x, who, g) for _ in range(64)) if b.ndim == 2]
+    draws = (d for d in (c.batch(x, who, g) for _ in range(256)) if d[1].ndim == 2)
     return to_uint8(min(draws, key=lambda d: abs(1 - d[1][0, 0] - share))[0])
 
 # %% ../nbs/80_explorers.ipynb #a89977cd

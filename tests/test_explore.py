@@ -407,6 +407,7 @@ def test_pages_are_light_and_can_be_read_on_a_phone(name, home, monkeypatch):
         for text in fig.findobj(Text):  # nothing is cut off
             if text.get_visible() and text.get_text().strip():
                 box = text.get_window_extent()
+                if box.x1 < 0 or box.x0 > wide: continue  # a tick beyond its axis
                 assert -2 <= box.x0 and box.x1 <= wide + 2 and box.y1 <= high + 2, text
 
 
@@ -453,7 +454,10 @@ def test_a_stronger_countermeasure_changes_more(name, home):
     rows = torch.arange(0, 40, 4)
     seen = [x.treat(name, x8, data.y, rows, s) for s in range(1, 6)]
     values = x.DEEPER[name][0]
-    for i in range(4): assert torch.equal(seen[i], seen[i + 1]) == (values[i] == values[i + 1])
+    for i in range(4):  # more draws need not find a worse one
+        same = torch.equal(seen[i], seen[i + 1])
+        assert same == (values[i] == values[i + 1]) or same and name == "ueraser_max"
+    assert not torch.equal(seen[0], seen[4])
     lost = [x.decibel(x8[rows], s).mean() for s in seen]
     assert lost[0] > lost[4] or name in ("randaugment", "ueraser_max")
 
