@@ -101,12 +101,12 @@ def pixels(
 
 def quick_png(
     fig: Sheet,  # with something drawn on it
-    small: bool = False,  # True: 40 colours, a file to be stored
+    small: bool = False,  # True: 128 colours, a file to be stored
 ) -> bytes:  # PNG, its `Description` the text alternative
     "A figure as PNG for somebody who waits."
     note, buffer, image = PngImagePlugin.PngInfo(), BytesIO(), pixels(fig)
     note.add_itxt("Description", alt_text(fig))
-    if small: image = image.quantize(40, kmeans=1)
+    if small: image = image.quantize(128, kmeans=1)
     image.save(buffer, "png", compress_level=9 if small else 1, pnginfo=note)
     return buffer.getvalue()
 
@@ -130,7 +130,7 @@ class Explorer:
         height: float = 4.0,  # inches
         title: str = "",  # what it is about, for a page
         grid: dict | None = None,  # name -> values of the frames; None: all of all
-        page: tuple[float, float] | None = None,  # inches of a frame; None: as above
+        page: tuple[float, float] | None = None,  # of a frame, 150 dots an inch
         layout: str = "constrained",  # or "none": faster, the function places its axes
         **controls: Control,  # name of an argument -> its control
     ):
@@ -153,14 +153,23 @@ class Explorer:
         self,
         size: tuple[float, float],  # inches
         values: dict,  # of some controls
+        dpi: int = 100,  # dots an inch
     ) -> Sheet:  # drawn
         "A picture of any size."
         for name, value in values.items(): self.known(name, value)
-        more, fig = {}, Sheet(*size, dpi=100, layout=self.layout)
+        more, fig = {}, Sheet(*size, dpi=dpi, layout=self.layout)
         if "progress" in signature(self.function).parameters:
             more["progress"] = self.progress
         self.function(fig, **{**self.values, **values, **more})
         return fig
+
+    def frame(
+        self,
+        values: dict,  # of some controls
+    ) -> Sheet:  # drawn
+        "A picture for a page; a narrow one has more dots, so that a phone can show it."
+        if self.page: return self.sheet(self.page, values, 150)
+        return self.sheet(self.size, values)
 
     def known(
         self,
@@ -246,7 +255,8 @@ class View:
             width="100%", max_width=wide, height="auto", object_fit="contain"))
         self.bar = ipywidgets.FloatProgress(max=1.0, layout=dict(display="none"))
         self.words = ipywidgets.HTML()
-        row = ipywidgets.Box(list(self.inputs.values()), layout=dict(flex_flow="wrap"))
+        row = ipywidgets.Box(list(self.inputs.values()), layout=dict(
+            flex_flow="wrap", grid_gap="4px 20px"))
         self.box = ipywidgets.VBox([row, self.image, self.bar, self.words])
         self.box.add_class("dh-explorer")
         explorer.progress = self.tell
@@ -307,7 +317,8 @@ def bundle(
         explorer.widget = explorer.widget or View(explorer)
         live = explorer.widget.box._repr_mimebundle_()
     else: live = {}
-    png = base64.b64encode(quick_png(explorer.picture(), small=True)).decode()
+    sheet = explorer.sheet(explorer.size, {}, 72)  # as wide as a page of a notebook
+    png = base64.b64encode(quick_png(sheet, small=True)).decode()
     return live | {"text/plain": explorer.caption, "image/png": png}
 
 # %% ../nbs/07_explore.ipynb #d7a34fac
@@ -396,8 +407,8 @@ def fragment(
     wide = {n: v for n, v in full.items() if len(v) > 1}
     start = {n: explorer.values[n] if explorer.values[n] in v else v[0]
              for n, v in full.items()}
-    rows, size = list(product(*full.values())), explorer.page or explorer.size
-    sheets = [explorer.sheet(size, dict(zip(full, row))) for row in rows]
+    rows = list(product(*full.values()))
+    sheets = [explorer.frame(dict(zip(full, row))) for row in rows]
     first = rows.index(tuple(start.values()))
     uris, words = [webp(s) for s in sheets], [alt_text(s) for s in sheets]
     texts = [[explorer.controls[n].text(v) for v in vs] for n, vs in wide.items()]

@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['ADAPTING', 'QUICK', 'MOMENTS', 'MEMORY', 'STRENGTHS', 'DEEPER', 'AFTER', 'EACH', 'WHATS', 'LAYERS', 'PICKED', 'NEAR',
-           'REST', 'MARGINS', 'ROWS', 'SHOWN', 'BANDS', 'DAMAGES', 'ORDERS', 'PAGES', 'cache_home', 'edition', 'kept',
-           'data_sets', 'opened', 'deep', 'watched', 'adapt', 'remembered', 'decibel', 'moments', 'hider_at', 'quiet',
-           'published', 'filtered', 'tunable', 'setting', 'one_draw', 'worst_near', 'treat', 'stronger', 'Look',
-           'network', 'found_in', 'things', 'embed', 'thumbs', 'planes', 'compute', 'arrays', 'nearest', 'draw_table',
-           'draw_map', 'draw_spread', 'draw_thumbs', 'four_places', 'place', 'about_look', 'draw_distances', 'given',
-           'fitting', 'explore_distances', 'covers', 'secrets', 'hide_in_bands', 'likeness', 'explore_hiding',
-           'all_treated', 'treated', 'results_home', 'all_rows', 'accuracies', 'draw_accuracies', 'draw_suite',
-           'said_accuracy', 'explore_countermeasures', 'shared', 'ordered', 'draw_scores', 'explore_results', 'void']
+           'REST', 'MARGINS', 'ROWS', 'SHOWN', 'BANDS', 'DAMAGES', 'ORDERS', 'PART', 'PAGES', 'cache_home', 'edition',
+           'kept', 'data_sets', 'opened', 'deep', 'watched', 'adapt', 'remembered', 'decibel', 'moments', 'hider_at',
+           'quiet', 'published', 'filtered', 'setting', 'one_draw', 'mixed', 'linear', 'worst_draw', 'project', 'treat',
+           'stronger', 'Look', 'network', 'found_in', 'things', 'embed', 'thumbs', 'maps', 'planes', 'compute',
+           'arrays', 'nearest', 'draw_table', 'draw_map', 'draw_spread', 'draw_thumbs', 'wide', 'four_places', 'place',
+           'about_look', 'draw_distances', 'given', 'fitting', 'explore_distances', 'covers', 'secrets',
+           'hide_in_bands', 'likeness', 'draw_hiding', 'explore_hiding', 'all_treated', 'treated', 'results_home',
+           'all_rows', 'accuracies', 'draw_accuracies', 'draw_suite', 'said_accuracy', 'explore_countermeasures',
+           'shared', 'ordered', 'part_of', 'draw_scores', 'explore_results', 'void']
 
 # %% ../nbs/80_explorers.ipynb #389a96cd
 import json
@@ -35,13 +36,14 @@ from matplotlib.patches import Rectangle
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import cross_entropy, interpolate
 
 import dh_nb
 from .baselines import METHODS, SECRETS, Task, hide_all
 from .countermeasures.adversarial import pgd
-from .countermeasures.augment import RandAugment
-from .countermeasures.purify import DVAEPurify, DiffusionPurify, fit_linear
+from .countermeasures.augment import AutoAugment, Cutout, UEraserMax
+from .countermeasures.purify import (DVAEPurify, DiffusionPurify, fit_linear,
+                                          project_out)
 from .countermeasures.suite import countermeasure, suite
 from .data import (BadInput, at_hand, load_dataset, notebook_folder, photographs,
                         to_float, to_uint8)
@@ -242,11 +244,12 @@ STRENGTHS = {  # name -> five values, how to say them, what is done to (x, value
     "jpeg": ((75, 30, 10, 5, 2), "quality {}", jpeg),
     "gray_jpeg": ((75, 30, 10, 5, 2), "quality {}", lambda x, v:
                   jpeg(grayscale(x), v)),
-    "grayscale": ((0,) * 5, "no strength", lambda x, v: grayscale(x)),
+    "grayscale": ((50, 75, 100, 100, 100), "{} % of the colour gone", lambda x, v:
+                  x.lerp(grayscale(x), v / 100)),
     "none": ((0,) * 5, "as published", lambda x, v: x),
 }
 
-
+# %% ../nbs/80_explorers.ipynb #9cd33122
 def filtered(
     x8: torch.Tensor,  # uint8 (N, 3, H, W)
     after: str,  # one of STRENGTHS
@@ -259,8 +262,14 @@ def filtered(
 
 
 DEEPER = {  # name -> five values, how to say them; fitted to pictures, or trained on
+    "cutout": ((12, 25, 50, 75, 100), "a hole of {} % of the width"),
+    "cutmix": ((10, 25, 50, 75, 90), "about {} % of another"),
+    "mixup": ((10, 25, 50, 75, 90), "about {} % of another"),
+    "autoaugment": ((1, 1, 1, 2, 4), "policies in a row: {}"),
     "randaugment": ((1, 4, 9, 15, 25), "magnitude {}"),
+    "ueraser_max": ((1, 2, 5, 10, 20), "the worst of {}"),
     "adversarial_training": ((2, 4, 8, 16, 32), "radius {}/255"),
+    "orthogonal_projection": ((2, 5, 10, 20, 40), "{} directions"),
     "diffusion_purify": ((25, 50, 100, 200, 400), "t = {} of 1000"),
     "dvae": ((4000, 2000, 1000, 500, 250), "{} nats"),
 }
@@ -269,19 +278,12 @@ DEEPER = {  # name -> five values, how to say them; fitted to pictures, or train
 AFTER = [*STRENGTHS, "randaugment", "orthogonal_projection", "diffusion_purify", "dvae"]
 
 
-def tunable(
-    after: str,  # a countermeasure
-) -> bool:  # True: `treat` has five values for it
-    "Whether a strength means anything."
-    return any({**STRENGTHS, **DEEPER}.get(after, ((0,), ""))[0])
-
-
 def setting(
     after: str,  # a countermeasure
     strength: int,  # 1 to 5
 ) -> str:  # such as "quality 10"
     "A strength in words."
-    values, words = {**STRENGTHS, **DEEPER}.get(after, ((0,) * 5, "no strength"))[:2]
+    values, words = {**STRENGTHS, **DEEPER}[after][:2]
     return words.format(values[strength - 1])
 
 # %% ../nbs/80_explorers.ipynb #c3e581a6
@@ -294,26 +296,62 @@ def one_draw(
     y: torch.Tensor,  # (B,) labels
 ) -> torch.Tensor:  # uint8, same shape
     "A batch as a victim would see it, the first draw that changes something."
-    x, g = to_float(c.files(x8, y)), torch.Generator().manual_seed(1)
+    x, g = to_float(x8), torch.Generator().manual_seed(1)
     for _ in range(9):
-        torch.manual_seed(1)
-        out = to_uint8(c.draw(x) if hasattr(c, "draws") else c.batch(x, y, g)[0])
+        out = to_uint8(c.batch(x, y, g)[0])
         if not torch.equal(out, x8): break
     return out
 
 
-def worst_near(
+def mixed(
+    c: object,  # CutMix or MixUp
+    x8: torch.Tensor,  # uint8 (B, 3, H, W)
+    share: float,  # wanted of the other picture
+) -> torch.Tensor:  # uint8, same shape
+    "Of 256 draws the one whose labels say a share nearest to this."
+    x, who, g = to_float(x8), torch.arange(len(x8)), torch.Generator().manual_seed(1)
+    c.files(x8, who)
+    draws = (d for d in (c.batch(x, who, g) for _ in range(256)) if d[1].ndim == 2)
+    return to_uint8(min(draws, key=lambda d: abs(1 - d[1][0, 0] - share))[0])
+
+# %% ../nbs/80_explorers.ipynb #a89977cd
+def linear(
     x8: torch.Tensor,  # uint8 (N, 3, H, W)
     y: torch.Tensor,  # (N,) labels
-    eps: float,  # radius
-    rows: torch.Tensor,  # which of them are wanted
-) -> torch.Tensor:  # uint8 (rows, 3, H, W)
-    "The worst pictures within reach of a linear classifier of all of them."
+) -> nn.Module:  # pictures -> logits
+    "A linear classifier of pixels, in the place of a victim."
     w = fit_linear(to_float(x8), y).T
     model = nn.Sequential(nn.Flatten(), nn.Linear(w.shape[1], len(w), bias=False))
     model[1].weight.data = w
     torch.manual_seed(0)
-    return to_uint8(pgd(model, to_float(x8[rows]), y[rows], eps, eps / 4))
+    return model
+
+
+def worst_draw(
+    model: nn.Module,  # from `linear`
+    x8: torch.Tensor,  # uint8 (B, 3, H, W)
+    y: torch.Tensor,  # (B,) labels
+    draws: int,  # K
+) -> torch.Tensor:  # uint8, same shape
+    "The draw of UEraser that the model knows least, for each picture."
+    c, x = UEraserMax(draws), to_float(x8)
+    tries = torch.stack([c.draw(x) for _ in range(draws)])
+    with torch.no_grad():
+        bad = torch.stack([cross_entropy(model(t), y, reduction="none") for t in tries])
+    return to_uint8(tries[bad.argmax(0), torch.arange(len(x))])
+
+
+def project(
+    x8: torch.Tensor,  # uint8 (N, 3, H, W)
+    y: torch.Tensor,  # (N,) labels
+    n: int,  # directions, one a class in each fit
+) -> torch.Tensor:  # uint8, same shape
+    "Pictures without so many directions of linear classifiers, fitted in turn."
+    x = to_float(x8) - 0.5
+    while n > 0:
+        w = fit_linear(x, y)[:, :n]
+        x, n = project_out(x, w), n - w.shape[1]
+    return to_uint8(x + 0.5)
 
 # %% ../nbs/80_explorers.ipynb #25f09e7a
 def treat(
@@ -325,24 +363,29 @@ def treat(
 ) -> torch.Tensor:  # uint8 (rows, 3, H, W)
     "Pictures after a countermeasure; BadInput where its packages are missing."
     if name in STRENGTHS: return filtered(x8[rows], name, strength)
-    value = DEEPER[name][0][strength - 1] if name in DEEPER else None
-    if name == "adversarial_training": return worst_near(x8, y, value / 255, rows)
-    if name == "diffusion_purify":
-        return DiffusionPurify(start=value).files(x8[rows], y[rows])
+    value, few, own = DEEPER[name][0][strength - 1], x8[rows], y[rows]
+    if name == "adversarial_training":
+        x, eps = to_float(few), value / 255
+        return to_uint8(pgd(linear(x8, y), x, own, eps, eps / 4))
+    if name == "ueraser_max": return worst_draw(linear(x8, y), few, own, value)
+    if name == "orthogonal_projection": return project(x8, y, value)[rows]
+    if name == "diffusion_purify": return DiffusionPurify(start=value).files(few, own)
     if name == "dvae": return DVAEPurify(high=float(value)).files(x8, y)[rows]
-    c = countermeasure(name)
-    if name == "randaugment": c = stronger(value)
-    if c.kind == "purify": return c.files(x8, y)[rows]
-    return one_draw(c, x8[rows], y[rows])
+    if name == "cutout": return one_draw(Cutout(value / 100), few, own)
+    if name in ("cutmix", "mixup"):
+        return mixed(countermeasure(name), few, value / 100)
+    return one_draw(stronger(name, value), few, own)
 
 
 def stronger(
-    magnitude: int,  # 0 to 30
-) -> RandAugment:  # with two operations
-    "RandAugment of another magnitude."
+    name: str,  # autoaugment or randaugment
+    value: int,  # how many policies in a row, or a magnitude from 0 to 30
+) -> AutoAugment:  # the augmentation
+    "A policy of another strength."
     from torchvision.transforms import v2
-    c = RandAugment()
-    c.draw = v2.RandAugment(2, magnitude)
+    c = countermeasure(name)
+    if name == "randaugment": c.draw = c.large = v2.RandAugment(2, value)
+    else: c.draw, c.large = (v2.Compose([d] * value) for d in (c.draw, c.large))
     return c
 
 # %% ../nbs/80_explorers.ipynb #d1adacbb
@@ -427,21 +470,32 @@ def thumbs(
                         for c in range(int(y.max()) + 1)])
 
 # %% ../nbs/80_explorers.ipynb #5670ed49
+def maps() -> tuple[str, ...]:  # names
+    "PCA, t-SNE, and UMAP where its package is installed."
+    return ("pca", "tsne", *["umap"] * bool(find_spec("umap")))
+
+# %% ../nbs/80_explorers.ipynb #4b79ddc0
 def planes(
     z: torch.Tensor,  # (N, D) features of all moments, one behind the other
     n: int,  # pictures of a moment
-) -> dict[str, torch.Tensor]:  # "pca" and "tsne", each (N, 2)
-    "Maps of features: one PCA for all moments, a t-SNE for each."
+) -> dict[str, torch.Tensor]:  # one of `maps` -> (N, 2)
+    "Maps of features: one PCA for all moments, the others for each."
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
     flat = PCA(min(30, *z.shape), svd_solver="randomized", random_state=0)
     low = flat.fit_transform(z.numpy())
-    near = lambda part: TSNE(2, init="pca", perplexity=min(30, n // 4), max_iter=300,
-                             random_state=0, n_jobs=1).fit_transform(part)
-    maps = [torch.from_numpy(near(low[i:i + n])) for i in range(0, len(low), n)]
-    return dict(pca=torch.from_numpy(low[:, :2].copy()).float(), tsne=torch.cat(maps))
+    near = dict(tsne=TSNE(2, init="pca", perplexity=min(30, n // 4), max_iter=300,
+                          random_state=0, n_jobs=1))
+    if "umap" in maps():
+        from umap import UMAP
+        near["umap"] = UMAP(n_neighbors=min(15, n - 1), random_state=0, n_jobs=1)
+    out = dict(pca=low[:, :2]) | {
+        name: np.concatenate([how.fit_transform(low[i:i + n])
+                              for i in range(0, len(low), n)])
+        for name, how in near.items()}
+    return {name: torch.tensor(plane).float() for name, plane in out.items()}
 
-
+# %% ../nbs/80_explorers.ipynb #22c1d7e0
 def compute(
     look: Look,  # what is asked
     progress: Callable,  # (share, words)
@@ -467,7 +521,7 @@ def arrays(
 ) -> dict[str, torch.Tensor]:  # see `compute`
     "The arrays of a look, from memory, from the disk, or computed."
     make = lambda: compute(look, progress)
-    about = dict(kind="look", **asdict(look))
+    about = dict(kind="look", maps=maps(), **asdict(look))
     return remembered((look,), lambda: kept(about, make))
 
 # %% ../nbs/80_explorers.ipynb #e6cf1bb0
@@ -499,10 +553,10 @@ def draw_table(
             yticklabels=[f"{name[:10]} {i}" for i, name in enumerate(names)])
     for r, c in {(cls, i) for i in range(n)} | {(i, cls) for i in range(n)}:
         ax.text(c + 0.5, r + 0.5, f"{table[r, c]:.2f}", ha="center", va="center",
-                fontsize=8, color="white" if table[r, c] > 0.6 * table.max() else INK)
+                fontsize=9, color="white" if table[r, c] > 0.6 * table.max() else INK)
     for xy, w, h in (((0, cls), n, 1), ((cls, 0), 1, n)):
         ax.add_patch(Rectangle(xy, w, h, fill=False, ec=PICKED, lw=2, clip_on=False))
-    ax.tick_params(length=0, labelsize=8)
+    ax.tick_params(length=0)
     ax.set_title("mean distance, class by class")
 
 # %% ../nbs/80_explorers.ipynb #a4fd02e1
@@ -550,7 +604,7 @@ def draw_spread(
     ax.set_title(title)
     ax.margins(y=0.05)
     ax.spines.left.set_visible(False)
-    ax.legend(fontsize=8, loc="upper right")
+    ax.legend(loc="upper right")
 
 # %% ../nbs/80_explorers.ipynb #684cfd46
 @rc_context(STYLE)
@@ -572,19 +626,22 @@ def draw_thumbs(
     ax.spines[:].set_visible(False)
 
 # %% ../nbs/80_explorers.ipynb #87f44f81
+def wide(
+    fig: Sheet,  # the whole
+) -> bool:  # False: for a phone
+    "Whether there is room for things side by side."
+    return fig.get_figwidth() > fig.get_figheight()
+
+
 def four_places(
     fig: Sheet,  # the whole
 ) -> list[Figure]:  # for table, map, histograms, pictures
-    "Two by two on a wide sheet; on a tall one the table gets a line of its own."
-    if fig.get_figwidth() > fig.get_figheight():
-        a, b, c, e = fig.subfigures(2, 2, height_ratios=[1.25, 1]).flat
-    else:
-        a, middle, e = fig.subfigures(3, 1, height_ratios=[1.45, 1, 0.75])
-        b, c = middle.subfigures(1, 2)
-    return [a, b, c, e]
+    "Two by two on a wide sheet, one below the other on a tall one."
+    if wide(fig): return list(fig.subfigures(2, 2, height_ratios=[1.25, 1]).flat)
+    return list(fig.subfigures(4, 1, height_ratios=[1.55, 1.1, 1, 1]))
 
 
-MARGINS = ((0.21, 0.08), (0.04, 0.04), (0.05, 0.2), (0.2, 0.04))  # left, below
+MARGINS = ((0.23, 0.08), (0.04, 0.04), (0.05, 0.2), (0.21, 0.04))  # left, below
 
 
 def place(
@@ -614,22 +671,22 @@ def draw_distances(
     fig: Sheet,  # where to draw
     look: Look,  # what is asked
     step: int,  # of an adaptation; others have only step 0
-    view: str,  # "pca" or "tsne"
+    view: str,  # one of `maps`
     cls: int,  # the picked class
     progress: Callable = quiet,  # (share, words)
 ) -> None:
     "The four views of a look."
     data, found = opened(look.dataset, look.per_class).data, arrays(look, progress)
-    step = step if step in moments(look.method) else 0
+    step = step if step in (steps := moments(look.method)) else 0
     d, y, names = found[f"{step}/d"], data.y.numpy(), data.classes
     table = class_means(d.double(), data.y).numpy()
-    near, box = nearest(table, cls), f"{step}/tsne" if view == "tsne" else "pca"
+    near, box = nearest(table, cls), steps if view == "pca" else [step]
     inter, off = np.delete(table[cls], cls).mean(), ~np.eye(len(table), dtype=bool)
     intra, ratio = table[~off].mean(), table[off].mean() / table[~off].mean()
     a, b, c, e = parts = four_places(fig)
     draw_table(a, table, names, cls)
     draw_map(b, found[f"{step}/{view}"].numpy(), y, cls, near, names,
-             torch.cat([v for k, v in found.items() if k.endswith(box)]).numpy())
+             torch.cat([found[f"{s}/{view}"] for s in box]).numpy())
     draw_spread(c, d.numpy(), y, cls, f"ratio {ratio:.2f}")
     draw_thumbs(e, found[f"{step}/thumbs"][cls].numpy(), ROWS)
     place(parts)
@@ -672,15 +729,15 @@ def explore_distances(
 
     def draw(fig, cls, view, step, what, method, after, strength, layer, dataset,
              progress):
-        strength = strength if tunable(after) else 3
+        strength = 3 if after == "none" else strength
         look = Look(dataset, per_class, method, what, layer, after, strength)
         draw_distances(fig, look, step, view, cls, progress)
 
     return Explorer(
         draw, 10, 7, "Distances between classes",
         dict(cls=[0, 2, 4, 6, 8], what=list(WHATS), after=["none", "jpeg"]),
-        (6.4, 8.6), "none",
-        cls=slider(range(10), 2, "class"), view=choice(("pca", "tsne"), label="map"),
+        (4.2, 10.4), "none",
+        cls=slider(range(10), 2, "class"), view=choice(maps(), label="map"),
         step=slider(MOMENTS, 0, "step of adaptation"),
         what=choice(WHATS, "changes", "what is embedded"),
         method=choice(methods, "dh"), after=choice(AFTER, "none", "countermeasure"),
@@ -740,6 +797,22 @@ def likeness(
     return torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1].item()
 
 # %% ../nbs/80_explorers.ipynb #a4eee2dd
+def draw_hiding(
+    fig: Sheet,  # where to draw
+    row: dict[str, torch.Tensor],  # name -> (3, H, W)
+    energy: torch.Tensor,  # shares per band
+    title: str,  # above the bands
+) -> None:
+    "Six pictures in one line or in two, and a spectrum below."
+    n = 6 if wide(fig) else 3
+    lines = [list(row)[i:i + n] for i in range(0, len(row), n)]
+    *tops, low = fig.subfigures(len(lines) + 1, 1)
+    for top, names in zip(tops, lines):
+        image_grid(top, [[row[name] for name in names]], col_labels=names)
+    spectrum(low, {"change": energy}, title=title)
+    for part in fig.subfigs: part.alt = ""
+
+# %% ../nbs/80_explorers.ipynb #9a9feefe
 def explore_hiding() -> Explorer:  # live, stored or as frames
     "A cover, a secret, a hider, bands, decibels and damage: what becomes of them."
     hiders = {name: load_hider(name) for name in ("fast", "robust")}
@@ -753,21 +826,19 @@ def explore_hiding() -> Explorer:  # live, stored or as frames
         others = max(v for i, v in enumerate(like) if i != k)
         change = interpolate(to_float(out8) - to_float(x8),
                              work_size(*x8.shape[-2:]), mode="area")
-        top, low = fig.subfigures(2, 1, height_ratios=[1.15, 1])
         row = {"cover": x8[0], "hidden": secrets()[k], "published": out8[0],
                "change ×5": residual(x8, out8)[0], "damaged": after[0], "found": found}
-        image_grid(top, [list(row.values())], col_labels=list(row))
-        spectrum(low, {"change": band_energy(change)}, title=f"found: likeness "
-                 f"{like[k]:.2f}, to others at most {others:.2f}")
-        top.alt = low.alt = ""
+        draw_hiding(fig, row, band_energy(change), f"likeness {like[k]:.2f}, others "
+                    f"{others:.2f} at most")
         fig.alt = (f"{secret} in {cover} by {preset}, {bands} of 64 bands, "
                    f"{decibel(x8, out8).item():.1f} dB. Damage: {damage}. What is "
                    f"found correlates {like[k]:.2f} with what was hidden, and at most "
                    f"{others:.2f} with the four others.")
 
     return Explorer(
-        draw, 10, 5, "Hide a picture", dict(bands=[1, 3, 6, 24], damage=[*DAMAGES][:5]),
-        (6.4, 4.6), preset=choice(hiders), bands=slider(BANDS, 24, "bands of 64"),
+        draw, 10, 4.4, "Hide a picture",
+        dict(bands=[1, 3, 6, 24], damage=[*DAMAGES][:5]), (4.2, 5.0),
+        preset=choice(hiders), bands=slider(BANDS, 24, "bands of 64"),
         db=slider((24, 27, 30.1, 33, 36, 40), 30.1, "budget", " dB"),
         damage=choice(DAMAGES), secret=choice(SHOWN), cover=choice(covers()))
 
@@ -848,7 +919,7 @@ def draw_accuracies(
         ax.plot(list(values.values()), at, "o", color=colour, label=who, ms=5)
     ax.set(xlim=(0, 100), ylim=(len(names) - 0.5, -0.5),
            xlabel="accuracy on CIFAR-10, %" if any(known.values()) else "no rows here")
-    ax.set_yticks(range(len(names)), names, fontsize=7)
+    ax.set_yticks(range(len(names)), names)
     ax.grid(axis="x")
     ax.set_position([0.4, 0.12, 0.56, 0.8])
     if any(known.values()):
@@ -863,14 +934,15 @@ def draw_suite(
     picked: str,  # a countermeasure
 ) -> None:
     "One picture nineteen times, the picked one framed."
-    grid = fig.add_gridspec(4, 5, left=0.01, right=0.99, bottom=0.02, top=0.93,
+    grid = fig.add_gridspec(4, 5, left=0.03, right=0.97, bottom=0.02, top=0.93,
                             wspace=0.05, hspace=0.4)
     axes = list(grid.subplots().flat)
     for ax, name in zip(axes, ["none", *suite()]):
         x = shown.get(name)
         empty = np.full((1, 1, 3), 205, np.uint8)
         ax.imshow(empty if x is None else picture(x[row]), interpolation="nearest")
-        ax.set_title(name.replace("_", "\n", 1), fontsize=7, fontweight="normal", pad=2)
+        ax.set_title(name.replace("_", "\n", 1), fontsize=9, fontweight="normal", pad=2,
+                     loc="center")
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set(visible=name == picked, color=PICKED, linewidth=3)
     axes[-1].set_axis_off()
@@ -901,9 +973,8 @@ def explore_countermeasures(
     def draw(fig, after, strength, method, picture, dataset, progress):
         known = {who: accuracies(rows, who) for who in dict.fromkeys(("clean", method))}
         shown = treated(dataset, method, strength, progress)
-        wide = fig.get_figwidth() > fig.get_figheight()
-        left, right = (fig.subfigures(1, 2, width_ratios=[1.5, 1]) if wide
-                       else fig.subfigures(2, 1, height_ratios=[1.5, 1]))
+        left, right = (fig.subfigures(1, 2, width_ratios=[1.5, 1]) if wide(fig)
+                       else fig.subfigures(2, 1, height_ratios=[1.3, 1]))
         draw_suite(left, shown, picture, after)
         draw_accuracies(right, known, after)
         name = opened(dataset, EACH).data.classes[picture]
@@ -916,7 +987,7 @@ def explore_countermeasures(
         draw, 10, 5.6, "Eighteen countermeasures",
         dict(after=["none", "noise", "gaussian_blur", "bit_depth", "grayscale", "jpeg",
                     "dvae"], strength=[1, 3, 5]),
-        (6.4, 9), "none",
+        (4.2, 9.6), "none",
         after=choice(["none", *suite()], "jpeg", "countermeasure"),
         strength=slider(range(1, 6), 3, "strength"),
         method=choice([*QUICK, *given(folders)], "robust"),
@@ -955,28 +1026,49 @@ def ordered(
     return sorted(lines, key=place)
 
 # %% ../nbs/80_explorers.ipynb #fe50896b
+PART = 9  # lines that a phone can show
+
+
+def part_of(
+    lines: list[dict],  # from `ordered`
+    part: str,  # "all", or such as "10 to 18"
+) -> list[dict]:  # fewer
+    "Some lines, the last ones where there are not so many; clean is always among them."
+    if part == "all": return lines
+    first, rest = int(part.split()[0]) - 1, [k for k in lines if k["method"] != "clean"]
+    return (rest[first:first + PART] or rest[-PART:]) + [
+        k for k in lines if k["method"] == "clean"]
+
+# %% ../nbs/80_explorers.ipynb #0e5c391c
 def draw_scores(
     fig: Sheet,  # where to draw
     rows: list[dict],  # of one group
     by: str,  # one of ORDERS
     title: str,  # above
+    part: str = "all",  # as in `part_of`
 ) -> None:
-    "The table as a heat map, and its order in words."
-    lines = ordered(rows, by)
+    "The table as a heat map, on a tall sheet turned, and its order in words."
+    all_lines = ordered(rows, by)
+    lines = part_of(all_lines, part)
     skip, weak = ("method", "seeds", "worst recovery", "PSNR"), below_floor(rows)
     columns = [k for k in lines[0] if k not in skip]
     numbers = np.array([[line[k] for k in columns] for line in lines], dtype=float)
     names = [line["method"] + (f"  {line['PSNR']:.1f} dB" if line["PSNR"] else "")
              for line in lines]
     heads = [f"{k} *" if k in weak else k for k in columns]
-    heat_map(fig, numbers, (names, heads), title, ".0f", vmin=0, vmax=100, cbar=False)
-    figure = lines[0]["method"] if by == "name" else lines[0].get(by)
-    first = f"{lines[0]['method']} is first" + (
+    turned, say = not wide(fig), dict(fmt=".0f", vmin=0, vmax=100, cbar=False)
+    if turned:
+        heat_map(fig, numbers.T, (heads, names), **say)
+        fig.axes[0].tick_params("x", labeltop=True, labelbottom=False, rotation=90)
+    else: heat_map(fig, numbers, (names, heads), title, **say)
+    figure = all_lines[0]["method"] if by == "name" else all_lines[0].get(by)
+    first = f"{all_lines[0]['method']} is first" + (
         f" with {figure:.1f}" if isinstance(figure, float) else "")
     gap = "" if figure is not None else " (no line has all columns)"
     gap += "; * is not counted, clean stays below its floor" * bool(weak)
-    fig.alt = (f"{title}: accuracy in percent of {len(lines)} lines under "
-               f"{len(columns)} columns, sorted by {by}; {first}{gap}.")
+    some = f"; shown: {', '.join(k['method'] for k in lines)}" * (part != "all")
+    fig.alt = (f"{title}: accuracy in percent of {len(all_lines)} lines under "
+               f"{len(columns)} columns, sorted by {by}; {first}{gap}{some}.")
 
 # %% ../nbs/80_explorers.ipynb #9180b16e
 def explore_results(
@@ -986,21 +1078,25 @@ def explore_results(
     found = {", ".join(h): group for h, group in groups(all_rows(results)).items()}
     found = dict(sorted(found.items(), key=lambda kv: -len(kv[1])))
 
-    def draw(fig, by, full, table):
+    def draw(fig, by, part, full, table):
         if not found:
             fig.alt = ("There is no folder of results here: run dh_bench, or start "
                        "this in the clone.")
             return void(fig)
-        draw_scores(fig, shared(found[table]) if full else found[table], by, table)
+        group = shared(found[table]) if full else found[table]
+        draw_scores(fig, group, by, table, part)
         fig.alt += " Only columns that all lines share." * full
 
     tables, most = list(found) or ["no rows"], max(
         (len({r["line"] for r in group}) for group in found.values()), default=0)
-    return Explorer(draw, 11, max(5, 2 + most / 6), "The big table", dict(
-        by=["worst", "mean", "PSNR"], full=[False, True], table=tables[:3]), (6.4, 5),
-                    by=choice(ORDERS, label="sorted by"), full=check(
-                        label="only columns that all lines share"),
-                    table=choice(tables))
+    parts = [f"{i} to {i + PART - 1}" for i in range(1, most, PART)]
+    return Explorer(
+        draw, 11, max(5, 2 + most / 6), "The big table",
+        dict(by=["worst", "mean", "PSNR"], part=parts or ["all"], full=[False, True],
+             table=tables[:3]),
+        (4.2, 8.6), by=choice(ORDERS, label="sorted by"),
+        part=slider(["all", *parts], label="lines"),
+        full=check(label="only columns that all lines share"), table=choice(tables))
 
 
 @rc_context(STYLE)

@@ -1,6 +1,4 @@
 "Draw the pictures of README.md, and put the measured figures of `results/` into it."
-import json
-import re
 from pathlib import Path
 
 import torch
@@ -38,17 +36,6 @@ def before_after():
     columns = before, after, residual(before, after), hidden, found
     return image_grid(Sheet(10, 6, colours=None), list(zip(*columns)), col_labels=[
         "before", "after", "change ×5", "hidden", "revealed"])
-
-
-def hidden():
-    "What the hundred classes of CIFAR-100 hide, five variants of each."
-    room = json.loads((HERE.parent / "nbs/30_semantic.ipynb").read_text(encoding="utf-8"))
-    code = "\n".join("".join(cell["source"]) for cell in room["cells"])
-    names = re.search('CIFAR100 = """(.*?)"""', code, re.DOTALL)[1].split()
-    rows = [semantic_images(names[i:i + 10], 5, 48).flatten(0, 1)
-            for i in range(0, 100, 10)]
-    return image_grid(Sheet(24, 5.4, dpi=60, colours=128), rows, gap=0.04,
-                      row_labels=[f"{names[i]} ..." for i in range(0, 100, 10)])
 
 
 def figures(folder=HERE.parent / "results"):
@@ -93,6 +80,5 @@ def fill(text):
 
 if __name__ == "__main__":
     (HERE / "before_after.png").write_bytes(png_bytes(before_after()))
-    (HERE / "hidden.png").write_bytes(png_bytes(hidden()))
     readme = HERE.parent / "README.md"
     readme.write_text(fill(readme.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,40 +1,38 @@
-"Draw every explorer 1280 pixels wide, and its page as a phone shows it (needs chromium)."
-import shutil
+"Photograph every explorer in JupyterLab, its controls above it (needs chromium)."
+import sys
 import tempfile
+from io import BytesIO
 from pathlib import Path
 
-from dh_nb.explorers import PAGES
-from dh_nb.show import png_bytes
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
 
 HERE = Path(__file__).parent
-PHONE = dict(cls=[2, 6], what=["changes"], after=["none"])  # two frames are enough
-PAGE = ('<!doctype html><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width"><style>body{font:16px sans-serif;margin:8px}</style>')
+sys.path.insert(0, str(HERE.parent / "tests"))
+import test_browser as tests  # noqa: E402  it knows how to serve and to run a notebook
+
+from dh_nb.explorers import PAGES  # noqa: E402
 
 
-def wide(explorer):
-    "The picture as a file of 1280 pixels."
-    w, h = explorer.size
-    sheet = explorer.sheet((12.8, 12.8 * h / w), {})
-    sheet.colours = 128  # a heat map with few colours has wrong ones
-    return png_bytes(sheet, tight=False)
-
-
-def phone(html, path):
-    "A page in a window of 390 pixels."
-    from playwright.sync_api import sync_playwright
-    with tempfile.TemporaryDirectory() as tmp, sync_playwright() as pw:
-        file = Path(tmp) / "page.html"
-        file.write_text(PAGE + html, encoding="utf-8")
-        browser = pw.chromium.launch(executable_path=shutil.which("chromium"),
-                                     args=["--no-sandbox"])
-        page = browser.new_page(viewport=dict(width=390, height=844))
-        page.goto(file.as_uri())
-        page.screenshot(path=path, full_page=True)
-        browser.close()
+def small(data, path):
+    "Save with 128 colours: a heat map with few colours has wrong ones."
+    Image.open(BytesIO(data)).convert("RGB").quantize(128, kmeans=1).save(path, optimize=True)
 
 
 if __name__ == "__main__":
-    for name, make in PAGES.items():
-        (HERE / f"explore_{name}.png").write_bytes(wide(make()))
-    phone(PAGES["distances"]().frames(**PHONE), HERE / "explore_phone.png")
+    cells = [f"from dh_nb.explorers import PAGES\nPAGES[{name!r}]()" for name in PAGES]
+    with tempfile.TemporaryDirectory() as tmp, sync_playwright() as play:
+        home = tests.alone(Path(tmp))
+        with tests.laboratory(home, explorers=cells) as lab:
+            browser = play.chromium.launch(executable_path=tests.house.CHROME, args=tests.FLAGS)
+            page = tests.run_all(browser, lab, "explorers.ipynb")
+            page.evaluate("jupyterapp.shell.collapseLeft()")
+            page.add_style_tag(content=".dh-explorer { padding: 12px }")
+            page.set_viewport_size(dict(width=1280, height=1100))
+            found = page.locator(".dh-explorer")
+            expect(found).to_have_count(len(PAGES))
+            for name, explorer in zip(PAGES, found.all()):
+                explorer.scroll_into_view_if_needed()
+                page.wait_for_timeout(500)
+                small(explorer.screenshot(), HERE / f"explore_{name}.png")
+            browser.close()

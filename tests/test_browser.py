@@ -3,9 +3,13 @@ import json, os, signal, socket, subprocess, sys, time, urllib.request
 from contextlib import closing, contextmanager, suppress
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from PIL import Image
 
 import house
+from dh_nb.data import WNIDS
+from dh_nb.explorers import PAGES
 from dh_nb.protect import protect
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -41,10 +45,8 @@ def write_notebook(path, cells):
                                     nbformat=4, nbformat_minor=5)))
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def alone(tmp):
     "A folder, and an environment that knows no settings of this machine's user."
-    tmp = tmp_path_factory.mktemp("home")
     return tmp, os.environ | {
         "JUPYTER_CONFIG_DIR": f"{tmp}/conf", "JUPYTER_DATA_DIR": f"{tmp}/data",
         "JUPYTER_RUNTIME_DIR": f"{tmp}/run", "JUPYTERLAB_SETTINGS_DIR": f"{tmp}/settings",
@@ -52,6 +54,10 @@ def home(tmp_path_factory):
         "DH_CACHE": f"{tmp}/kept", "DH_DATA": f"{tmp}", "OMP_NUM_THREADS": "1",
         "TQDM_DISABLE": "1", "PYTHONPATH": os.pathsep.join(filter(None, (
             str(house.ROOT), os.environ.get("PYTHONPATH"))))}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory): return alone(tmp_path_factory.mktemp("home"))
 
 
 def free_port():
@@ -86,23 +92,36 @@ def served(line, url, home):
         server.wait(20)
 
 
-@pytest.fixture(scope="module")
-def lab(home):
-    "Address of a JupyterLab with the room and a notebook that fails."
+@contextmanager
+def laboratory(home, **notebooks):
+    "Address of a JupyterLab with notebooks, each a list of cells."
     tmp, port = home[0], free_port()
     for name, value in SETTINGS.items():
         f = tmp / "settings" / f"{name}.jupyterlab-settings"
         f.parent.mkdir(parents=True, exist_ok=True)
         f.write_text(json.dumps(value))
     (tmp / "work").mkdir()
-    write_notebook(tmp / "work" / "room.ipynb", room())
-    write_notebook(tmp / "work" / "bad.ipynb", ["1 + 1", "1 / 0"])
+    for name, cells in notebooks.items():
+        write_notebook(tmp / "work" / f"{name}.ipynb", cells)
     line = ["-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1",
             f"--port={port}", "--ServerApp.port_retries=0", "--IdentityProvider.token=",
             "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={tmp}/work",
             "--LabApp.expose_app_in_browser=True"]
     url = f"http://127.0.0.1:{port}"
     with served(line, url + "/api/status", home): yield url
+
+
+@pytest.fixture(scope="module")
+def lab(home):
+    "The room, a notebook that fails, and a second data set, of noise."
+    noise = np.random.default_rng(0)
+    for wnid in WNIDS:
+        folder = home[0] / "imagenette224" / "train" / wnid
+        folder.mkdir(parents=True)
+        for i in range(40):
+            pixels = noise.integers(0, 256, (64, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{i}.png")
+    with laboratory(home, room=room(), bad=["1 + 1", "1 / 0"]) as url: yield url
 
 
 @pytest.fixture(scope="module")
@@ -176,23 +195,42 @@ def pick(explorer, label, value):
     return lambda: named(explorer, label, "select").select_option(label=value)
 
 
-@pytest.mark.parametrize("at, sliders, lists", [
-    (0, {"class": "Class 3"}, {"countermeasure": ("jpeg", "jpeg (quality 10)"), "map": ("tsne", "tsne")}),
-    (1, {"bands of 64": "64 of 64 bands"}, {"damage": ("jpeg 10", "jpeg 10"),
-                                            "secret": ("bee", "bee in")}),
-    (2, {"strength": "quality 5", "picture": "dress of"},
-     {"countermeasure": ("bit_depth", "1 bits")}),
-    (3, {}, {"sorted by": ("PSNR", "sorted by PSNR")})],
-    ids=["distances", "hiding", "countermeasures", "results"])
-def test_an_explorer_answers_to_its_controls(at, sliders, lists, four):
+MOVES = dict(  # name -> label, what to choose (None: the next stop of a slider), what is said
+    distances=[("class", None, "Class 3"), ("countermeasure", "jpeg", "jpeg (quality 10)"),
+               ("strength", None, "jpeg (quality 5)"), ("map", "tsne", "Map: tsne"),
+               ("what is embedded", "pictures", ": pictures seen"),
+               ("what is embedded", "changes", ": changes seen"),
+               ("seen by", "pixels, 8 x 8", "seen by pixels"),
+               ("data set", "imagenette", "imagenette, dh"),
+               ("data set", "embedded", "embedded, dh"),
+               ("method", "adapting, without LFC", "after 0 steps"),
+               ("step of adaptation", None, "after 5 steps")],
+    hiding=[("bands of 64", None, "64 of 64 bands"), ("budget", None, "33.0 dB"),
+            ("damage", "jpeg 10", "jpeg 10"), ("preset", "robust", "by robust"),
+            ("secret", "bee", "bee in"), ("cover", "flower", "in flower")],
+    countermeasures=[("strength", None, "quality 5"), ("picture", None, "dress of"),
+                     ("countermeasure", "cutout", "a hole of 75 %"),
+                     ("method", "class DCT", "published by class DCT"),
+                     ("data set", "imagenette", "of imagenette")],
+    results=[("sorted by", "PSNR", "sorted by PSNR"), ("lines", None, "shown: "),
+             ("table", "cifar10, small, first 1000 a class, quick48", "quick48: ")])
+
+
+@pytest.mark.parametrize("at, name", enumerate(MOVES), ids=MOVES)
+def test_an_explorer_answers_to_its_controls(at, name, four):
     explorer = four.locator(".dh-explorer").nth(at)
     explorer.scroll_into_view_if_needed()
-    for label, says in sliders.items():
-        assert says in moved(explorer, slide(explorer, label), says)
-    for label, (value, says) in lists.items():
-        assert says in moved(explorer, pick(explorer, label, value), says)
+    for label, value, says in MOVES[name]:
+        move = pick(explorer, label, value) if value else slide(explorer, label)
+        moved(explorer, move, says, 300)
     if folder := os.environ.get("DH_SHOTS"):
         explorer.screenshot(path=f"{folder}/live_{at}.png")
+
+
+def test_no_control_is_forgotten():
+    for name, make in PAGES.items():
+        labels = {c.label or key for key, c in make().controls.items() if c.kind != "check"}
+        assert {label for label, *_ in MOVES[name]} == labels
 
 
 def test_a_check_box_answers(four):

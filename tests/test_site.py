@@ -262,7 +262,7 @@ DRAWN = "() => { const i = document.querySelector('.frames img'); return i.compl
 
 @pytest.mark.parametrize("name, kinds", [
     ("distances", ["range", "select", "select"]), ("hiding", ["range", "select"]),
-    ("results", ["select", "checkbox", "select"])])
+    ("results", ["select", "range", "checkbox", "select"])])
 def test_an_explorer_moves_by_keyboard(name, kinds, visit):
     page = visit(f"explorers/{name}.html")
     box = page.locator(".frames figure")

@@ -18,8 +18,14 @@ from ..data import to_float, to_uint8
 class Cutout(Countermeasure):
     "One grey hole, half as wide as the picture."
 
-    kind, setting = "augment", "16 x 16 on 32 x 32"
-    source = "DeVries and Taylor, arXiv 1708.04552"
+    kind, source = "augment", "DeVries and Taylor, arXiv 1708.04552"
+
+    def __init__(
+        self,
+        hole: float = 0.5,  # its width, as a share of the picture's
+    ):
+        self.hole, side = hole, f"{32 * hole:.0f}"
+        self.setting = f"{side} x {side} on 32 x 32"
 
     def batch(
         self,
@@ -30,7 +36,7 @@ class Cutout(Countermeasure):
         "A hole for every picture (eq. 1)."
         h, w = x.shape[-2:]
         at = lambda n: torch.randint(0, n, (len(x), 1), generator=g)
-        near = lambda n: (torch.arange(n) - at(n) + 0.5).abs() < h / 4
+        near = lambda n: (torch.arange(n) - at(n) + 0.5).abs() < self.hole * h / 2
         hole = (near(h)[:, :, None] & near(w)[:, None, :])[:, None].to(x.device)
         return x.masked_fill(hole, 0.5), y
 
