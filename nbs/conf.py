@@ -28,8 +28,7 @@ suppress_warnings = ["myst.header"]  # a room may step from `#` to `###`
 # code
 autodoc_member_order, autodoc_preserve_defaults = "bysource", True
 autodoc_typehints = "none"  # types stand in the list of parameters
-autodoc_default_options = {"members": True, "no-value": True}
-autodoc_inherit_docstrings = False
+autodoc_default_options, autodoc_inherit_docstrings = {"members": True}, False
 add_module_names = False
 python_maximum_signature_line_length = 88
 copybutton_exclude = ".linenos, .gp, .go"

@@ -115,10 +115,10 @@ def test_every_public_symbol_has_an_entry_with_words_and_its_room(room, site):
     index = importlib.import_module(f"{house.LIB}._modidx").d["syms"][module]
     public = {s for s in (full[len(module) + 1:] for full in index)
               if not re.search(r"(^|\.)_", s)}
-    assert not (public | set(importlib.import_module(module).__all__)) - set(known)
-    for name, below in known.items():
+    for name in public | set(importlib.import_module(module).__all__):
+        below, spot = known.get(name, "no entry"), name.split(".")[0]
         assert re.search(r"<dd><p>\S", below), name
-        assert f'href="../{room.name}.html#def-{name.split(".")[0]}"' in below, name
+        assert f'href="../{room.name}.html#def-{spot}"' in below, name
 
 
 def test_directives_are_not_shown_and_solutions_are_folded(site):

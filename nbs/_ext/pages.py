@@ -376,7 +376,8 @@ def with_constants(app):
         known = ModuleAnalyzer.for_file(file_of(module), module)
         ModuleAnalyzer.cache["module", module] = known
         known.find_attr_docs().update(
-            {("", name): [said, ""] for name, said in constants(module).items()})
+            {("", name): [said, "", ":meta hide-value:", ""]
+             for name, said in constants(module).items()})
 
 
 def reference(app):
