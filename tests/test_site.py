@@ -265,8 +265,15 @@ def test_light_and_dark(visit):
 
 
 def test_a_room_on_the_plan_opens(visit):
+    "By keyboard, and where the focus is can be seen."
     page = visit("index.html")
-    page.locator("svg.plan a[href='21_lfc.html']").click()
+    room = page.locator("svg.plan a[href='21_lfc.html']")
+    fill = lambda: room.locator(".room").evaluate("e => getComputedStyle(e).fill")
+    plain = fill()
+    page.locator("svg.plan a[href='20_features.html']").focus()
+    page.keyboard.press("Tab")
+    assert fill() != plain
+    page.keyboard.press("Enter")
     page.wait_for_url("**/21_lfc.html")
     assert page.locator("article h1").first.inner_text().startswith("Latent feature concentration")
 
