@@ -26,8 +26,9 @@ chromium:
 	echo "No Chromium here, and none could be installed: the browser tests are skipped."
 
 docs: .venv/.dev
-	DOCS_EXEC=$(EXEC) .venv/bin/sphinx-build -q -E -W --keep-going -j auto -b html nbs _docs
-	@echo "Open _docs/index.html."
+	@start=$$(date +%s); DOCS_EXEC=$(EXEC) \
+	.venv/bin/sphinx-build -q -E -W --keep-going -j auto -b html nbs _docs && \
+	echo "Open _docs/index.html; it took $$(($$(date +%s) - start)) seconds."
 
 docs-fresh:
 	$(MAKE) --no-print-directory docs EXEC=force

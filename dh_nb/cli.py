@@ -34,8 +34,8 @@ from .features import extractor
 from .hiding import Hider, Preset, at_places, preset
 from .lfc import Concentration
 from .nets import net
-from .protect import (expected, hider_of, protect as protect_folder, read_manifest,
-                           reveal_image, save_png, secret_distance)
+from .protect import (DEFAULT, expected, hider_of, protect as protect_folder,
+                           read_manifest, reveal_image, save_png, secret_distance)
 from .results import Measure, append, missing, read
 from .semantic import keygen as write_key, read_key, semantic_images
 from .student import write_copies
@@ -146,7 +146,7 @@ def usual(
 ) -> str:  # a preset
     "`robust`, but it knows the shapes of one book only; untrained for others, `fast`."
     yours = a.key or a.pictures or a.variants > 1 or a.assign not in (None, "far")
-    return "fast" if yours and not a.finetune else "robust"
+    return "fast" if yours and not a.finetune else DEFAULT
 
 # %% ../nbs/91_cli.ipynb #ce46411c
 @command
@@ -234,7 +234,7 @@ def reader_of(
                                                       if len(p.parents) > 2]
     for folder in above:  # DST/train/<class>/<picture>
         if manifest or (folder / "manifest.json").is_file(): return hider_of(folder)
-    return load_hider("robust")
+    return load_hider(DEFAULT)
 
 
 def nearest(
@@ -452,7 +452,7 @@ def seconds(
     return value
 
 # %% ../nbs/91_cli.ipynb #4778e589
-BENCH_OPTIONS = {
+BENCH_OPTIONS = {  # of the commands of `dh_bench`
     "--dataset": dict(metavar="NAME", help="cifar10 (default), cifar100, imagenette; "
                                            "scale tiny has its own"),
     "--scale": dict(choices=("tiny", "small", "full"), metavar="NAME",
@@ -495,7 +495,7 @@ def bench_plan(
                       a.victim or "quick", a.scale, a.ratio)
 
 # %% ../nbs/91_cli.ipynb #0a47c0cd
-OTHERS = " Another process had the others in hand."
+OTHERS = " Another process had the others in hand."  # where cells are left
 
 
 def bench_run(

@@ -106,7 +106,7 @@ def photographs() -> dict[str, torch.Tensor]:  # name -> uint8 (3, H, W), sizes 
             for name, x in shots.items()}
 
 # %% ../nbs/01_data.ipynb #e3b13524
-MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}
+MODES = {"1", "L", "LA", "P", "PA", "RGB", "RGBA"}  # of PIL, that become RGB
 
 
 def unfit(
@@ -163,7 +163,8 @@ def read_image(
 
 # %% ../nbs/01_data.ipynb #bd33b9ea
 BAR = dict(unit="img", leave=False, delay=1)  # a progress bar after one second
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif",  # of files with pictures
+            ".tif", ".tiff", ".ppm"}
 
 
 @dataclass
@@ -350,7 +351,7 @@ def downloaded(
                        "--root or DH_DATA to a folder that holds it.") from e
 
 # %% ../nbs/01_data.ipynb #8c147332
-WNIDS = dict(
+WNIDS = dict(  # folder -> class of Imagenette
     n01440764="tench", n02102040="english_springer", n02979186="cassette_player",
     n03000684="chain_saw", n03028079="church", n03394916="french_horn",
     n03417042="garbage_truck", n03425413="gas_pump", n03445777="golf_ball",
@@ -417,7 +418,7 @@ def imagenette(
     return folder_source(here[0] if here[0].is_dir() else here[1], split)
 
 # %% ../nbs/01_data.ipynb #c0525bfb
-SOURCES = {"embedded": embedded, "cifar10": cifar,
+SOURCES = {"embedded": embedded, "cifar10": cifar,  # data set -> function that reads it
            "cifar100": partial(cifar, name="cifar100"), "imagenette": imagenette}
 
 

@@ -17,9 +17,9 @@ from torch.nn.functional import interpolate
 from .data import BadInput, load_dataset, photographs, to_float
 from .features import distance_table
 from .hiding import Hider
-from .protect import (check_target, expected, hidden_pictures, hider_of, protect,
-                           protect_batch, read_manifest, reveal_image, save_png,
-                           secret_distance, whole_folder)
+from .protect import (DEFAULT, check_target, expected, hidden_pictures, hider_of,
+                           protect, protect_batch, read_manifest, reveal_image,
+                           save_png, secret_distance, whole_folder)
 from .quality import psnr, quality_table, ssim
 from .results import Row, revision
 from .show import (Sheet, alt_text, heat_map, html_table, image_grid, png_bytes,
@@ -123,7 +123,7 @@ th,td{{padding:.35rem .9rem;border-bottom:1px solid #ddd}} th{{font-weight:600}}
 footer{{margin-top:3rem;color:#666;font-size:.9rem}} figure{{margin:1.2rem 0}}
 </style><h1>What was protected, and what it is worth</h1><p class="lead">{lead}</p>
 {body}<footer>{foot}</footer></html>
-"""
+"""  # the report
 
 
 def figure_html(
@@ -152,7 +152,7 @@ def protect_photographs(
 ) -> tuple[list[Sheet], list[dict]]:  # pictures, rows of a table
     "Two real photographs at native size: before and after as PNGs, figures, qualities."
     out.mkdir()
-    sheets, table, hider, chosen = [], [], load_hider("robust"), photographs()
+    sheets, table, hider, chosen = [], [], load_hider(DEFAULT), photographs()
     secrets, _ = hidden_pictures([*chosen], hider.preset.hides, seed=seed,
                                  places=hider.preset.places)
     for (name, before), secret in zip(list(chosen.items())[:2], secrets[:, :1]):

@@ -166,14 +166,15 @@ def jpeg(
 # %% ../nbs/04_distort.ipynb #894516b2
 BRIGHT = """16 11 10 16 24 40 51 61 12 12 14 19 26 58 60 55 14 13 16 24 40 57 69 56
 14 17 22 29 51 87 80 62 18 22 37 56 68 109 103 77 24 35 55 64 81 104 113 92
-49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""
+49 64 78 87 103 121 120 101 72 92 95 98 112 100 103 99"""  # of JPEG, for brightness
 COLOUR = """17 18 24 47 99 99 99 99 18 21 26 66 99 99 99 99 24 26 56 99 99 99 99 99
-47 66 99 99 99 99 99 99""" + 32 * " 99"
-TABLES = torch.tensor([[float(q) for q in t.split()] for t in (BRIGHT, COLOUR)])
-ZIGZAG = [8 * u + v for u, v in zigzag(8)]
+47 66 99 99 99 99 99 99""" + 32 * " 99"  # of JPEG, for colour
+TABLES = torch.tensor([[float(q) for q in t.split()]  # both, one a row
+                       for t in (BRIGHT, COLOUR)])
+ZIGZAG = [8 * u + v for u, v in zigzag(8)]  # place of each band in a block
 YCC = torch.tensor([[0.299, 0.587, 0.114], [-0.168735892, -0.331264108, 0.5],
                     [0.5, -0.418687589, -0.081312411]])  # JFIF, ITU-R BT.601
-DCT8 = BlockDCT(8)
+DCT8 = BlockDCT(8)  # the transform of JPEG
 
 
 def quant_tables(
@@ -229,7 +230,8 @@ SOFT = {  # kind -> differentiable operation of (x, strength, generator)
     "small": lambda x, value, generator: shrink(x, value),
 }
 RANGES = dict(none=(0, 0), jpeg=(8, 40), blur=(0.5, 1.5), gray=(0, 0), bits=(2, 4),
-              noise=(0, 16 / 255), mean=(3, 3), median=(3, 3), small=(0.4, 0.8))
+              noise=(0, 16 / 255), mean=(3, 3), median=(3, 3),
+              small=(0.4, 0.8))  # kind -> least and greatest strength
 USUAL = ("none", "jpeg", "blur", "gray", "bits", "noise")  # unless weights are given
 
 

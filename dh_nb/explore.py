@@ -360,8 +360,8 @@ const v=e.type==='checkbox'?+e.checked:+e.value,t=d.texts[k][v];i=i*d.texts[k].l
 if(e.type==='range'){e.nextElementSibling.textContent=t;
 e.setAttribute('aria-valuetext',t)}});p.src=d.frames[i];
 p.alt=w.textContent=d.captions[i]};c.forEach(e=>e.addEventListener('input',show));show()
-})(document.currentScript.closest('figure'))"""
-PAGE_STYLE = dict(
+})(document.currentScript.closest('figure'))"""  # shows the frame of its controls
+PAGE_STYLE = dict(  # CSS of a fragment
     figure="margin:1rem 0;max-width:100%;color:inherit;background:transparent",
     row="display:flex;flex-wrap:wrap;gap:.5rem 1.25rem;margin-bottom:.5rem",
     label="display:inline-flex;flex-wrap:wrap;align-items:center;gap:.4rem",

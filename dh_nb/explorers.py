@@ -101,7 +101,7 @@ def kept(
 # %% ../nbs/80_explorers.ipynb #4d6477d1
 ADAPTING = {"adapting, with LFC": 1.0, "adapting, without LFC": 0.0}  # -> its weight
 QUICK = ("clean", "dh", "robust", "alpha blend", "class DCT", "class noise", "LSP",
-         "OPS", "AR")
+         "OPS", "AR")  # methods that are quick
 MOMENTS = (0, 5, 10, 20, 40)  # steps of adaptation at which we look
 
 
@@ -275,7 +275,8 @@ DEEPER = {  # name -> five values, how to say them; fitted to pictures, or train
 }
 
 # %% ../nbs/80_explorers.ipynb #b9e865de
-AFTER = [*STRENGTHS, "randaugment", "orthogonal_projection", "diffusion_purify", "dvae"]
+AFTER = [*STRENGTHS, "randaugment", "orthogonal_projection",  # what may come between
+         "diffusion_purify", "dvae"]
 
 
 def setting(
@@ -389,8 +390,8 @@ def stronger(
     return c
 
 # %% ../nbs/80_explorers.ipynb #d1adacbb
-WHATS = ("pictures", "changes", "hidden pictures")
-LAYERS = {"pixels, 8 x 8": None, "EfficientNet, early": "blocks.1",
+WHATS = ("pictures", "changes", "hidden pictures")  # can be embedded
+LAYERS = {"pixels, 8 x 8": None, "EfficientNet, early": "blocks.1",  # name -> its path
           "EfficientNet, middle": "blocks.3", "EfficientNet, last": "bn2"}
 
 
@@ -525,7 +526,7 @@ def arrays(
     return remembered((look,), lambda: kept(about, make))
 
 # %% ../nbs/80_explorers.ipynb #e6cf1bb0
-PICKED, NEAR, REST = PALETTE["brick"], PALETTE["navy"], PALETTE["grey"]
+PICKED, NEAR, REST = PALETTE["brick"], PALETTE["navy"], PALETTE["grey"]  # colours
 
 
 def nearest(
@@ -664,7 +665,7 @@ def about_look(
     return f"{words}: {look.what} seen by {look.layer}"
 
 # %% ../nbs/80_explorers.ipynb #ca272b2a
-ROWS = ("published", "change ×5", "found")
+ROWS = ("published", "change ×5", "found")  # of thumbnails
 
 
 def draw_distances(
@@ -746,11 +747,11 @@ def explore_distances(
         dataset=choice(data_sets(), label="data set"))
 
 # %% ../nbs/80_explorers.ipynb #8e929886
-SHOWN = ("cat", "bee", "rocket", "umbrella", "sailboat")
-BANDS = (1, 3, 6, 15, 24, 64)
+SHOWN = ("cat", "bee", "rocket", "umbrella", "sailboat")  # shapes to hide
+BANDS = (1, 3, 6, 15, 24, 64)  # how many of 64 may change
 DAMAGES = {"none": ("none", 3), "jpeg 75": ("jpeg", 1), "jpeg 10": ("jpeg", 3),
            "blur": ("gaussian_blur", 3), "noise": ("noise", 3),
-           "grey": ("grayscale", 3), "2 bits": ("bit_depth", 3)}
+           "grey": ("grayscale", 3), "2 bits": ("bit_depth", 3)}  # what, and how strong
 
 
 @cache
@@ -995,7 +996,7 @@ def explore_countermeasures(
         dataset=choice(data_sets(), label="data set"))
 
 # %% ../nbs/80_explorers.ipynb #c4734d96
-ORDERS = ("worst", "mean", "PSNR", "none", "name")
+ORDERS = ("worst", "mean", "PSNR", "none", "name")  # that lines can have
 
 
 def shared(

@@ -209,7 +209,7 @@ def euclidean_sums(
     return out
 
 # %% ../nbs/20_features.ipynb #eff32fc7
-SUMS = {"cosine": cosine_sums, "euclidean": euclidean_sums}
+SUMS = {"cosine": cosine_sums, "euclidean": euclidean_sums}  # what adds distances
 
 
 def class_distances(

@@ -35,7 +35,7 @@ class Preset:
         return bool(self.weights.get("alone"))
 
 
-PRESETS = {p.name: p for p in (
+PRESETS = {p.name: p for p in (  # name -> preset
     Preset("hinet", dict(split="haar1", blocks=16, growth=32, layers=5, init="hinet"),
            dict(hide=1.0, reveal=5.0, low=1.0, excess=100.0), 10**-3.5),
     Preset("fast", dict(split="dct8", blocks=3, growth=32, layers=3, band=24, gain=4.0),
@@ -119,7 +119,8 @@ def publish(
     return straight_round(x * 255) / 255
 
 # %% ../nbs/12_hiding.ipynb #97f656e3
-CHROMA = torch.tensor([[-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+CHROMA = torch.tensor([[-0.168736, -0.331264, 0.5],  # from R, G, B to Cb and Cr
+                       [0.5, -0.418688, -0.081312]])
 
 
 def hiding_losses(

@@ -169,7 +169,7 @@ def weight_for(
     return share / (1 - share) * rest / norms["lfc"]
 
 # %% ../nbs/21_lfc.ipynb #93c3131a
-DAMAGE = {"none": lambda x: x, "jpeg 10": jpeg, "gray": grayscale,
+DAMAGE = {"none": lambda x: x, "jpeg 10": jpeg, "gray": grayscale,  # to pictures
           "blur 1.0": gaussian_blur}
 
 

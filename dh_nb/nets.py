@@ -254,10 +254,11 @@ def vit_small_32(
     return nn.Sequential(Normalise(), body)
 
 # %% ../nbs/08_nets.ipynb #a11ad120
-NETS = {"quick": Quick, "fine": partial(Quick, fine=True), "narrow": Narrow,
-        "resnet18": resnet_32, "resnet50": partial(resnet_32, depth=50),
-        "vgg16": vgg16_32, "densenet121": densenet121_32,
-        "mobilenet_v2": mobilenet_v2_32, "vit_small": vit_small_32}
+NETS = {  # name -> network
+    "quick": Quick, "fine": partial(Quick, fine=True), "narrow": Narrow,
+    "resnet18": resnet_32, "resnet50": partial(resnet_32, depth=50),
+    "vgg16": vgg16_32, "densenet121": densenet121_32,
+    "mobilenet_v2": mobilenet_v2_32, "vit_small": vit_small_32}
 
 
 def net(

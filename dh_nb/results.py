@@ -99,10 +99,10 @@ class Measure:
     revision: str = field(default_factory=revision)  # of the code
 
 
-KINDS = {"cells": Row, "measures": Measure}
+KINDS = {"cells": Row, "measures": Measure}  # file of rows -> what a row is
 KEYS = {"cells": ("method", "preset", "scale", "dataset", "subset", "victim",
                   "countermeasure", "seed"),
-        "measures": ("name", "preset", "dataset", "subset", "seed")}
+        "measures": ("name", "preset", "dataset", "subset", "seed")}  # that name a row
 
 
 def key(
@@ -245,7 +245,7 @@ def suite_worst(
     return max((v for c, v in cells.items() if c != "none"), default=None)
 
 
-SUITE = {"mean": suite_mean, "worst": suite_worst}
+SUITE = {"mean": suite_mean, "worst": suite_worst}  # columns made of others
 
 
 def table(

@@ -81,7 +81,7 @@ def worst_recovery(
     return max((f for f in found if f is not None), default=None)
 
 # %% ../nbs/62_scorecard.ipynb #16ded01b
-ENDS = ("mean", "worst", "worst recovery")
+ENDS = ("mean", "worst", "worst recovery")  # columns at the right end
 
 
 def score_lines(
@@ -127,7 +127,7 @@ def eye_lines(
 
 # %% ../nbs/62_scorecard.ipynb #c7e0ab6d
 EYE_FORMAT = dict.fromkeys(EYE, "{:.2f}") | {"SSIM": "{:.3f}", "Linf": "{:.0f}",
-                                             "LPIPS": "{:.4f}"}
+                                             "LPIPS": "{:.4f}"}  # name -> digits
 
 
 def card_text(
@@ -158,7 +158,7 @@ def draw_card(
                     ".0f", vmin=0, vmax=100)
 
 # %% ../nbs/62_scorecard.ipynb #61dc0d68
-ABOUT = ("dataset", "scale", "subset", "victim")
+ABOUT = ("dataset", "scale", "subset", "victim")  # what a card is about
 
 
 def cards_csv(

@@ -41,7 +41,7 @@ def name_seed(
     return int.from_bytes(digest[:8], "big")
 
 # %% ../nbs/30_semantic.ipynb #39e68292
-ICONS = files("dh_nb") / "data" / "icons"
+ICONS = files("dh_nb") / "data" / "icons"  # folder of the drawings
 
 
 @cache
@@ -455,7 +455,7 @@ def noise(
 
 # %% ../nbs/30_semantic.ipynb #06f804da
 STYLES = {"offline": paint, "free": partial(paint, free=True), "flat": flat,
-          "noise": noise}
+          "noise": noise}  # name -> who paints
 
 
 def semantic_images(
@@ -548,7 +548,7 @@ def central(
     return [int(g[to_own[g].argmin()]) for g in groups]
 
 
-PICKS = {"farthest": farthest, "kmeans": central}
+PICKS = {"farthest": farthest, "kmeans": central}  # name -> choice of candidates
 FAR = ICONS.parent / "far.txt"  # all drawings, farthest first
 
 # %% ../nbs/30_semantic.ipynb #eacb669c

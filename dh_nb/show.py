@@ -24,11 +24,11 @@ from PIL import Image, PngImagePlugin
 from .data import BadInput, to_float, to_uint8
 
 # %% ../nbs/05_show.ipynb #894d976f
-PALETTE = dict(navy="#1f3b63", brick="#b5432f", ochre="#c2881e",
+PALETTE = dict(navy="#1f3b63", brick="#b5432f", ochre="#c2881e",  # colours by name
                teal="#1f7a6d", violet="#8f5a9e", grey="#8a8f98")
-COLOURS = list(PALETTE.values())
-INK, QUIET = "#24303c", "#d5d9de"
-STYLE = {
+COLOURS = list(PALETTE.values())  # of lines and bars, in turn
+INK, QUIET = "#24303c", "#d5d9de"  # for words, and for what is behind them
+STYLE = {  # settings of Matplotlib for every picture
     "font.family": "DejaVu Sans", "font.size": 10, "axes.titlesize": 11,
     "axes.titlelocation": "left", "axes.titleweight": "bold", "axes.titlepad": 10,
     "axes.labelsize": 10, "xtick.labelsize": 9, "ytick.labelsize": 9,
@@ -40,9 +40,9 @@ STYLE = {
     "axes.axisbelow": True, "lines.linewidth": 2.0, "lines.solid_capstyle": "round",
     "axes.prop_cycle": cycler(color=COLOURS), "image.interpolation": "antialiased",
 }
-BLUES = LinearSegmentedColormap.from_list(
+BLUES = LinearSegmentedColormap.from_list(  # for what grows
     "house_blues", ["#f4f6f9", "#b9c9dd", "#5f83ad", "#1f3b63"])
-SPLIT = LinearSegmentedColormap.from_list(
+SPLIT = LinearSegmentedColormap.from_list(  # for what has two signs
     "house_split", ["#1f3b63", "#8ea6c4", "#f7f7f5", "#dd9d8b", "#b5432f"])
 
 # %% ../nbs/05_show.ipynb #49f57966

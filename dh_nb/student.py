@@ -71,7 +71,7 @@ def stub(
 
 # %% ../nbs/09_student.ipynb #38b1249b
 NOTE = ("\n\n*This is the student's copy: solutions are yours to write. The checks "
-        "below an empty cell say when you are done.*")
+        "below an empty cell say when you are done.*")  # under the title
 
 
 def is_solution(

@@ -151,7 +151,7 @@ def denoise(
     return (crop_to(split(z, rev=True), x.shape[-2:]) + 1) / 2
 
 # %% ../../nbs/54_countermeasures.purify.ipynb #c3edff89
-SHIPPED = files("dh_nb") / "data" / "denoiser"
+SHIPPED = files("dh_nb") / "data" / "denoiser"  # weights of the denoiser
 
 
 @cache

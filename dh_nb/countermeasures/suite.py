@@ -18,7 +18,7 @@ from .purify import (DVAEPurify, DiffusionPurify,
 from ..data import BadInput
 
 # %% ../../nbs/55_countermeasures.suite.ipynb #c9e22e9f
-SUITE = dict(
+SUITE = dict(  # name -> countermeasure
     cutout=Cutout, cutmix=CutMix, mixup=MixUp, autoaugment=AutoAugment,
     randaugment=RandAugment, ueraser_max=UEraserMax, noise=Noise,
     gaussian_blur=GaussianBlur, mean_filter=MeanFilter, median_filter=MedianFilter,

@@ -1,9 +1,10 @@
 """What Sphinx does not know about this house.
 
 A notebook becomes a page (`page`), a marker in a text file becomes a list of rooms or a
-plan (`MARKERS`), comments on parameters become the reference (`parameters`), and an
+plan (`MARKERS`), comments on names and parameters become the reference (`entry`), and an
 explorer becomes frames that need no kernel (`Frames`).
 """
+import ast
 import base64
 import importlib
 import inspect
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from docutils import nodes
 from PIL import Image
+from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.docutils import SphinxDirective
 from sphinx.util.typing import stringify_annotation
 
@@ -49,11 +51,36 @@ ROOMS = list(rooms())
 HOME = {f"{LIB}.{module}": name for name, _, module, *_ in ROOMS if module}
 
 
+def assigned(source):
+    "Constant -> the comment on its first or last line, of what code assigns at its top."
+    rows, found = source.splitlines(), {}
+    for n in ast.parse(source).body:
+        if not isinstance(n, (ast.Assign, ast.AnnAssign)): continue
+        ends = rows[n.lineno - 1], rows[n.end_lineno - 1]
+        said = next((m[1] for r in ends if (m := re.search(r"  # (.+)$", r))), "")
+        for target in getattr(n, "targets", None) or [n.target]:
+            if isinstance(target, ast.Subscript): continue
+            found |= {t.id: said for t in ast.walk(target) if isinstance(t, ast.Name)
+                      and t.id.isupper() and t.id[0] != "_"}
+    return found
+
+
+def file_of(module):
+    "The file of a module of the library."
+    return NBS.parent.joinpath(*module.split(".")).with_suffix(".py")
+
+
+def constants(module):
+    "Those of a module of the library."
+    return assigned(file_of(module).read_text(encoding="utf-8"))
+
+
 def symbols():
-    "Short name -> {module: full name}, from nbdev's index."
+    "Short name -> {module: full name}, from nbdev's index; constants from the modules."
     known = {}
     for module, names in importlib.import_module(f"{LIB}._modidx").d["syms"].items():
-        for full in names:
+        if module not in HOME: continue
+        for full in [*names, *(f"{module}.{c}" for c in constants(module))]:
             known.setdefault(full[len(module) + 1:], {})[module] = full
     return known
 
@@ -127,6 +154,7 @@ def code_cell(cell, alt):
 def anchors(cell, module):
     "A place to land for each name that an exported cell defines."
     names = re.findall(r"^(?:def|class) (\w+)", text(cell), re.M)
+    names += assigned(text(cell))
     spots = [f'<span id="def-{n}" class="landing"></span>' for n in names
              if full_name(n, module)]
     return dict(cell_type="markdown", id=f"at-{names[0]}"[:64], metadata={},
@@ -308,10 +336,8 @@ def short(value):
     return "" if len(words) > 40 or " at 0x" in words else words
 
 
-def parameters(app, what, name, obj, options, lines):
-    "Type, comment and default of each parameter; where the name was written."
-    lines[:] = [rst(s) if what != "module" else "" for s in lines]
-    if what not in ("function", "method", "class", "exception"): return
+def parameters(obj):
+    "Type, comment and default of each parameter."
     from fastcore.docments import docments, empty
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about docstrings of other people
@@ -329,10 +355,29 @@ def parameters(app, what, name, obj, options, lines):
         tail = "" if default is empty else short(default)
         extra.append(f":param {key}: {said}" + (f"; default ``{tail}``" if tail else ""))
         if kind: extra.append(f":type {key}: {kind}")
-    lines += ["", *extra, ""]
-    if what != "method" and (home := HOME.get(getattr(obj, "__module__", ""))):
-        spot = f"../{home}.html#def-{name.rpartition('.')[2]}"
-        lines += [f"`Explained in {home} <{spot}>`__", ""]
+    return extra
+
+
+def entry(app, what, name, obj, options, lines):
+    "What stands below a name: words, parameters or a value, and where it was written."
+    lines[:] = [rst(s) if what != "module" else "" for s in lines]
+    if what == "module": return
+    if what in ("function", "method", "class", "exception"):
+        lines += ["", *parameters(obj)]
+    elif what == "data" and short(obj): lines += ["", f"It is ``{short(obj)}``."]
+    module = next(m for m in HOME if name.startswith(f"{m}."))
+    home, spot = HOME[module], name[len(module) + 1:].split(".")[0]
+    lines += ["", f"`Explained in {home} <../{home}.html#def-{spot}>`__", ""]
+
+
+def with_constants(app):
+    "Sphinx reads a constant whose line has a comment as one that is documented."
+    for module in HOME:  # from its file: nothing is imported before Sphinx forks
+        known = ModuleAnalyzer.for_file(file_of(module), module)
+        ModuleAnalyzer.cache["module", module] = known
+        known.find_attr_docs().update(
+            {("", name): [said, "", ":meta hide-value:", ""]
+             for name, said in constants(module).items()})
 
 
 def reference(app):
@@ -381,7 +426,8 @@ def setup(app):
     "What Sphinx calls."
     app.connect("builder-inited", reference)
     app.connect("source-read", read)
-    app.connect("autodoc-process-docstring", parameters)
+    app.connect("builder-inited", with_constants)
+    app.connect("autodoc-process-docstring", entry)
     app.add_config_value("frames_module", f"{LIB}.explorers", "env")
     app.add_directive("frames", Frames)
     return dict(parallel_read_safe=True, parallel_write_safe=True)
