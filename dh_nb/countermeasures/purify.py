@@ -248,9 +248,9 @@ def fit_dvae(
     lr: float = 3e-3,  # highest learning rate
     seed: int = 0,  # of everything random
 ) -> DVAE:  # in eval mode
-    "Fit both decoders at a rate (eq. 4), in batches of 32 for few pictures, up to 128."
+    "Fit both decoders at a rate (eq. 4), in batches of 8 for few pictures, up to 128."
     torch.manual_seed(seed)
-    batch = min(128, max(32, len(y) // 64))
+    batch = min(128, max(8, len(y) // 64))
     g, size = torch.Generator().manual_seed(seed), x8.shape[-2:]
     model = DVAE(int(y.max()) + 1, size).to(device(), memory_format=torch.channels_last)
     opt = torch.optim.Adam(model.parameters(), lr)
