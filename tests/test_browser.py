@@ -216,7 +216,7 @@ MOVES = dict(  # name -> label, what to choose (None: the next stop of a slider)
              ("table", "cifar10, small, first 1000 a class, quick48", "quick48: ")])
 
 
-@pytest.mark.parametrize("at, name", enumerate(MOVES), ids=MOVES)
+@pytest.mark.parametrize("at, name", list(enumerate(MOVES)), ids=MOVES)
 def test_an_explorer_answers_to_its_controls(at, name, four):
     explorer = four.locator(".dh-explorer").nth(at)
     explorer.scroll_into_view_if_needed()
