@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['PER_CLASS', 'SEEN', 'WHOLE', 'per_class', 'known', 'mark', 'cell', 'plan_cells', 'from_folder', 'spread',
-           'feature_distance', 'lpips', 'score_card', 'shrunk', 'opened', 'first_share', 'Published', 'published',
-           'floor_met', 'length', 'trained', 'cell_file', 'claimed', 'Here', 'judge', 'quiet', 'shares', 'OnRay',
-           'crew', 'follow', 'run']
+           'feature_distance', 'lpips', 'score_card', 'shrunk', 'opened', 'first_share', 'Published', 'met',
+           'published', 'floor_met', 'length', 'trained', 'cell_file', 'claimed', 'Here', 'judge', 'quiet', 'shares',
+           'OnRay', 'crew', 'follow', 'run']
 
 # %% ../nbs/61_evaluate.ipynb #0744a107
+import json
 import multiprocessing
 import os
 import sys
@@ -28,6 +29,7 @@ from itertools import product
 from pathlib import Path
 from socket import create_connection
 import torch
+from safetensors import safe_open
 from tqdm.auto import tqdm
 from .baselines import METHODS, Task, open_task, publish_as
 from .countermeasures.suite import FLOORS, FULL, countermeasure, suite
@@ -37,7 +39,7 @@ from .lfc import damaged
 from .nets import NETS
 from .quality import perceptual, quality_table
 from .results import Row, append, key, missing, read
-from .training import fingerprint
+from .training import bundled, fingerprint
 from .victim import OtherTraining, schedule, train_victim
 
 try:
@@ -267,6 +269,16 @@ class Published:
     card: dict  # from `score_card`, of the protected rows
 
 
+def met(
+    preset: str,  # "fast" or "robust"
+) -> str:  # in words
+    "Which covers the weights that ship were trained with: their header says so."
+    with safe_open(bundled(preset), "pt") as f:
+        notes = json.loads(f.metadata()["notes"])
+    words = "{rows} rows of {source}, without the first {skip} of a class"
+    return words.format(**notes)
+
+
 def published(
     c: dict,  # from `cell`
     task: Task,  # from `opened`
@@ -279,6 +291,8 @@ def published(
     rows = first_share(data.y, c["extra"].get("ratio", 1.0))
     x8[rows] = stego[rows]
     card = {} if c["method"] == "clean" else score_card(data.x[rows], x8[rows])
+    if c["scale"] == "full" and c["preset"] in ("fast", "robust"):
+        card["extra"]["covers"] = met(c["preset"])
     return Published(x8, data.y, test.x, test.y, card)
 
 # %% ../nbs/61_evaluate.ipynb #973c087b
