@@ -25,7 +25,7 @@ ini.read(Path(__file__).with_name("settings.ini"), encoding="utf-8")
 cfg = ini["DEFAULT"]
 kinds = ("lab", "explore", "features", "diffusion", "bench", "ray", "docs", "dev", "maps")
 extras = {k: cfg[f"{k}_requirements"].split() for k in kinds}
-extras["dev"] += [r for k in kinds[:7] for r in extras[k]]  # all but UMAP
+extras["dev"] += [r for k in kinds if k not in ("dev", "maps") for r in extras[k]]
 setup(
     cmdclass={"build_py": WithLessons},
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"],

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['OPTIONS', 'BENCH_OPTIONS', 'PLAN', 'OTHERS', 'BENCH', 'Parser', 'parser', 'command', 'complain', 'positive', 'common',
            'choices', 'usual', 'protect', 'keygen', 'verify', 'reader_of', 'nearest', 'reveal', 'loss_weight',
-           'training_options', 'header_notes', 'train', 'fifties', 'universal_hider', 'demo', 'student', 'listed',
-           'ratios', 'seconds', 'bench_dataset', 'bench_plan', 'bench_run', 'bench_status', 'bench_table',
-           'bench_speed', 'bench', 'own_copy', 'page_of_explorers', 'free_port', 'server_line', 'offered', 'explore']
+           'training_options', 'train', 'fifties', 'universal_hider', 'demo', 'student', 'listed', 'ratios', 'seconds',
+           'bench_dataset', 'bench_plan', 'bench_run', 'bench_status', 'bench_table', 'bench_speed', 'bench',
+           'own_copy', 'page_of_explorers', 'free_port', 'server_line', 'offered', 'explore']
 
 # %% ../nbs/91_cli.ipynb #a1c7fe9b
 import argparse
@@ -25,7 +25,6 @@ from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
 import torch
-from safetensors import safe_open
 from torch.nn.functional import interpolate
 
 from .data import BadInput, load_dataset, notebook, read_image
@@ -40,8 +39,8 @@ from .results import Measure, append, missing, read
 from .semantic import keygen as write_key, read_key, semantic_images
 from .student import write_copies
 from .survive import BOOK, adapt, harden
-from .training import (bundled, fingerprint, library, load_hider, save_hider,
-                            train_hider, weights_file)
+from .training import (fingerprint, header_notes, library, load_hider, save_hider,
+                            train_hider)
 from .victim import verify as verify_folder
 
 # %% ../nbs/91_cli.ipynb #d7a64fa9
@@ -308,18 +307,6 @@ def training_options(
     common(p, "--per-class", "--seed", "--psnr", "--root")
     p.set_defaults(psnr=30.1)
 
-# %% ../nbs/91_cli.ipynb #b3bdf349
-def header_notes(
-    path: str | None,  # a file of `save_hider`
-) -> dict | None:  # what it says about its making
-    "The notes beside weights; None for no file."
-    if not path:
-        return None
-    load_hider(path)  # speaks up if it is not one
-    with safe_open(weights_file(path), "pt") as f:
-        said = f.metadata()
-    return json.loads(said["notes"]) | dict(preset=json.loads(said["preset"]))
-
 # %% ../nbs/91_cli.ipynb #6d0b9079
 @command
 def train(
@@ -343,8 +330,9 @@ def train(
         base = preset(a.preset)
         wanted = replace(base, weights=base.weights | dict(a.weight))
         hider, log = universal_hider(wanted, data.x, a.steps, a.psnr, a.seed, a.resume)
-    save_hider(hider, out, before=header_notes(a.resume), source=Path(a.src).name,
-               skip=a.skip, rows=len(data), steps=a.steps, seed=a.seed, psnr=a.psnr,
+    before = header_notes(a.resume) if a.resume else None
+    save_hider(hider, out, before=before, source=Path(a.src).name, skip=a.skip,
+               rows=len(data), steps=a.steps, seed=a.seed, psnr=a.psnr,
                rows_sha256=fingerprint(data.x), log_of_50_steps=fifties(log))
     print(f"Trained {a.preset} for {a.steps} steps on {len(data)} images; "
           f"the weights are in {out}.")

@@ -9,7 +9,6 @@ __all__ = ['PER_CLASS', 'SEEN', 'WHOLE', 'per_class', 'known', 'mark', 'cell', '
            'OnRay', 'crew', 'follow', 'run']
 
 # %% ../nbs/61_evaluate.ipynb #0744a107
-import json
 import multiprocessing
 import os
 import sys
@@ -29,7 +28,6 @@ from itertools import product
 from pathlib import Path
 from socket import create_connection
 import torch
-from safetensors import safe_open
 from tqdm.auto import tqdm
 from .baselines import METHODS, Task, open_task, publish_as
 from .countermeasures.suite import FLOORS, FULL, countermeasure, suite
@@ -39,7 +37,7 @@ from .lfc import damaged
 from .nets import NETS
 from .quality import perceptual, quality_table
 from .results import Row, append, key, missing, read
-from .training import bundled, fingerprint
+from .training import fingerprint, header_notes
 from .victim import OtherTraining, schedule, train_victim
 
 try:
@@ -273,10 +271,8 @@ def met(
     preset: str,  # "fast" or "robust"
 ) -> str:  # in words
     "Which covers the weights that ship were trained with: their header says so."
-    with safe_open(bundled(preset), "pt") as f:
-        notes = json.loads(f.metadata()["notes"])
     words = "{rows} rows of {source}, without the first {skip} of a class"
-    return words.format(**notes)
+    return words.format(**header_notes(preset))
 
 
 def published(

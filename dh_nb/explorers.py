@@ -6,13 +6,13 @@
 __all__ = ['ADAPTING', 'QUICK', 'MOMENTS', 'MEMORY', 'STRENGTHS', 'DEEPER', 'AFTER', 'EACH', 'WHATS', 'LAYERS', 'PICKED', 'NEAR',
            'REST', 'MARGINS', 'ROWS', 'SHOWN', 'BANDS', 'DAMAGES', 'ORDERS', 'PART', 'PAGES', 'cache_home', 'edition',
            'kept', 'data_sets', 'opened', 'deep', 'watched', 'adapt', 'remembered', 'decibel', 'moments', 'hider_at',
-           'quiet', 'published', 'filtered', 'setting', 'one_draw', 'mixed', 'linear', 'worst_draw', 'project', 'treat',
-           'stronger', 'Look', 'network', 'found_in', 'things', 'embed', 'thumbs', 'maps', 'planes', 'compute',
-           'arrays', 'nearest', 'draw_table', 'draw_map', 'draw_spread', 'draw_thumbs', 'wide', 'four_places', 'place',
-           'about_look', 'draw_distances', 'given', 'fitting', 'explore_distances', 'covers', 'secrets',
-           'hide_in_bands', 'likeness', 'draw_hiding', 'explore_hiding', 'all_treated', 'treated', 'results_home',
-           'all_rows', 'accuracies', 'draw_accuracies', 'draw_suite', 'said_accuracy', 'explore_countermeasures',
-           'shared', 'ordered', 'part_of', 'draw_scores', 'explore_results', 'void']
+           'quiet', 'published', 'filtered', 'setting', 'one_draw', 'mixed', 'linear', 'treat', 'stronger', 'Look',
+           'network', 'found_in', 'things', 'embed', 'thumbs', 'maps', 'planes', 'compute', 'arrays', 'nearest',
+           'draw_table', 'draw_map', 'draw_spread', 'draw_thumbs', 'wide', 'four_places', 'place', 'about_look',
+           'draw_distances', 'given', 'fitting', 'explore_distances', 'covers', 'secrets', 'hide_in_bands', 'likeness',
+           'draw_hiding', 'explore_hiding', 'all_treated', 'treated', 'results_home', 'all_rows', 'accuracies',
+           'draw_accuracies', 'draw_suite', 'said_accuracy', 'explore_countermeasures', 'shared', 'ordered', 'part_of',
+           'draw_scores', 'explore_results', 'void']
 
 # %% ../nbs/80_explorers.ipynb #389a96cd
 import json
@@ -36,14 +36,14 @@ from matplotlib.patches import Rectangle
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
-from torch.nn.functional import cross_entropy, interpolate
+from torch.nn.functional import interpolate
 
 import dh_nb
 from .baselines import METHODS, SECRETS, Task, hide_all
 from .countermeasures.adversarial import pgd
 from .countermeasures.augment import AutoAugment, Cutout, UEraserMax
-from .countermeasures.purify import (DVAEPurify, DiffusionPurify, fit_linear,
-                                          project_out)
+from .countermeasures.purify import (DVAEPurify, DiffusionPurify,
+                                          OrthogonalProjection, fit_linear)
 from .countermeasures.suite import countermeasure, suite
 from .data import (BadInput, at_hand, load_dataset, notebook_folder, photographs,
                         to_float, to_uint8)
@@ -324,35 +324,7 @@ def linear(
     w = fit_linear(to_float(x8), y).T
     model = nn.Sequential(nn.Flatten(), nn.Linear(w.shape[1], len(w), bias=False))
     model[1].weight.data = w
-    torch.manual_seed(0)
     return model
-
-
-def worst_draw(
-    model: nn.Module,  # from `linear`
-    x8: torch.Tensor,  # uint8 (B, 3, H, W)
-    y: torch.Tensor,  # (B,) labels
-    draws: int,  # K
-) -> torch.Tensor:  # uint8, same shape
-    "The draw of UEraser that the model knows least, for each picture."
-    c, x = UEraserMax(draws), to_float(x8)
-    tries = torch.stack([c.draw(x) for _ in range(draws)])
-    with torch.no_grad():
-        bad = torch.stack([cross_entropy(model(t), y, reduction="none") for t in tries])
-    return to_uint8(tries[bad.argmax(0), torch.arange(len(x))])
-
-
-def project(
-    x8: torch.Tensor,  # uint8 (N, 3, H, W)
-    y: torch.Tensor,  # (N,) labels
-    n: int,  # directions, one a class in each fit
-) -> torch.Tensor:  # uint8, same shape
-    "Pictures without so many directions of linear classifiers, fitted in turn."
-    x = to_float(x8) - 0.5
-    while n > 0:
-        w = fit_linear(x, y)[:, :n]
-        x, n = project_out(x, w), n - w.shape[1]
-    return to_uint8(x + 0.5)
 
 # %% ../nbs/80_explorers.ipynb #25f09e7a
 def treat(
@@ -365,11 +337,14 @@ def treat(
     "Pictures after a countermeasure; BadInput where its packages are missing."
     if name in STRENGTHS: return filtered(x8[rows], name, strength)
     value, few, own = DEEPER[name][0][strength - 1], x8[rows], y[rows]
+    torch.manual_seed(0)
     if name == "adversarial_training":
         x, eps = to_float(few), value / 255
         return to_uint8(pgd(linear(x8, y), x, own, eps, eps / 4))
-    if name == "ueraser_max": return worst_draw(linear(x8, y), few, own, value)
-    if name == "orthogonal_projection": return project(x8, y, value)[rows]
+    if name == "ueraser_max":
+        return to_uint8(UEraserMax(value).worst(linear(x8, y), to_float(few), own))
+    if name == "orthogonal_projection":
+        return OrthogonalProjection(value).files(x8, y)[rows]
     if name == "diffusion_purify": return DiffusionPurify(start=value).files(few, own)
     if name == "dvae": return DVAEPurify(high=float(value)).files(x8, y)[rows]
     if name == "cutout": return one_draw(Cutout(value / 100), few, own)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['library', 'restyle', 'draw_batch', 'jitter', 'two_views', 'reader_loss', 'hiding_step', 'plans_of', 'train_hider',
-           'save_hider', 'bundled', 'fingerprint', 'weights_file', 'load_hider', 'finetune']
+           'save_hider', 'bundled', 'fingerprint', 'weights_file', 'load_hider', 'header_notes', 'finetune']
 
 # %% ../nbs/32_training.ipynb #fad6f6af
 import hashlib
@@ -244,6 +244,16 @@ def load_hider(
         raise BadInput(f"The weights in {path} do not fit their preset "
                        f"{chosen.name!r}.") from None
     return hider.eval()
+
+
+def header_notes(
+    source: str | Path,  # as in `load_hider`
+) -> dict:  # notes of `save_hider`, and the preset
+    "How weights were made, as their header says; BadInput as in `load_hider`."
+    load_hider(source)
+    with safe_open(weights_file(source), "pt") as f:
+        said = f.metadata()
+    return json.loads(said["notes"]) | dict(preset=json.loads(said["preset"]))
 
 # %% ../nbs/32_training.ipynb #665c1f0e
 def finetune(

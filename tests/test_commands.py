@@ -16,7 +16,7 @@ from dh_nb.protect import (expected, hidden_pictures, hider_of, protect, read_ma
                            reveal_image, secret_distance)
 from dh_nb.quality import psnr, quality_table
 from dh_nb.semantic import assign, read_key
-from dh_nb.training import bundled, load_hider, save_hider
+from dh_nb.training import bundled, header_notes, load_hider, save_hider
 
 COMMANDS = ["demo", "train", "protect", "verify", "reveal", "keygen", "bench", "student",
             "explore"]
@@ -361,7 +361,7 @@ def test_training_makes_usable_weights(photos, tmp_path):
     assert call("train", photos, "--resume", weights, "--steps", 1, "--weight", "lfc=0",
                 "--out", more) == 0
     assert load_hider(more).preset.weights["lfc"] == 0
-    assert cli.header_notes(str(more))["before"]["steps"] == 2
+    assert header_notes(more)["before"]["steps"] == 2
 
 
 def test_bundled_weights_are_small_and_say_where_they_come_from():

@@ -413,7 +413,6 @@ def test_pages_are_light_and_can_be_read_on_a_phone(name, home, monkeypatch):
 
 def test_parts_of_the_table_are_all_of_it(four):
     t = four["results"]
-    names = lambda words: words.partition("shown: ")[2].rstrip(".").split(", ")
     lines = x.ordered(x.groups(x.all_rows())["cifar10", "small", "first 1000 a class", "quick"], "worst")
     parts = [t.picture(part=p).alt for p in t.controls["part"].values[1:]]
     assert all(p.endswith("clean.") for p in parts)

@@ -146,6 +146,19 @@ class UEraserMax(Countermeasure):
         x8 = to_uint8(self.clouds(x))
         return to_float(torch.cat([self.trivial(p) for p in x8.split(8)]))
 
+    def worst(
+        self,
+        model: nn.Module,  # the victim
+        x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+        y: torch.Tensor,  # (B,) labels
+    ) -> torch.Tensor:  # same shape as x
+        "The draw of every picture that the victim knows least (eq. 4)."
+        tries = torch.stack([self.draw(x) for _ in range(self.draws)])
+        with torch.no_grad():
+            bad = torch.stack([cross_entropy(model(t), y, reduction="none")
+                               for t in tries])
+        return tries[bad.argmax(0), torch.arange(len(x), device=x.device)]
+
     def loss(
         self,
         model: nn.Module,  # the victim
@@ -153,11 +166,6 @@ class UEraserMax(Countermeasure):
         y: torch.Tensor,  # (B,) labels
         done: float = 0.0,  # share of the training that is over
     ) -> torch.Tensor:  # scalar
-        "Loss on the worst draw of every picture (eq. 4), later on single draws."
-        tries = torch.stack([self.draw(x) for _ in range(
-            self.draws if done < self.until else 1)])
-        with torch.no_grad():
-            bad = torch.stack([cross_entropy(model(t), y, reduction="none")
-                               for t in tries]) if len(tries) > 1 else y[None] * 0.0
-        worst = tries[bad.argmax(0), torch.arange(len(x), device=x.device)]
-        return super().loss(model, worst, y)
+        "Loss on the worst draws, later on single draws."
+        seen = self.worst(model, x, y) if done < self.until else self.draw(x)
+        return super().loss(model, seen, y)

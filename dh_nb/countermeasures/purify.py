@@ -57,15 +57,24 @@ class OrthogonalProjection(Countermeasure):
     kind, setting = "purify", "softmax regression, QR"
     source = "Sandoval-Segura et al., NeurIPS 2023"
 
+    def __init__(
+        self,
+        directions: int | None = None,  # how many, in several fits; None: one a class
+    ):
+        self.directions = directions
+
     def files(
         self,
         x8: torch.Tensor,  # as published, uint8 (N, 3, H, W)
         y: torch.Tensor,  # (N,) labels
         seed: int = 0,  # nothing is random
     ) -> torch.Tensor:  # uint8, same shape
-        "Fit, project (eq. 1) around middle grey, round."
-        x = to_float(x8) - 0.5
-        return to_uint8(project_out(x, fit_linear(x, y)) + 0.5)
+        "Fit, project (eq. 1) around middle grey, until all are out; round."
+        x, left = to_float(x8) - 0.5, self.directions or int(y.max()) + 1
+        while left > 0:
+            w = fit_linear(x, y)[:, :left]
+            x, left = project_out(x, w), left - w.shape[1]
+        return to_uint8(x + 0.5)
 
 # %% ../../nbs/54_countermeasures.purify.ipynb #9c5d1ed4
 def small_pipeline() -> object:  # a diffusers.DDIMPipeline
