@@ -18,6 +18,7 @@ exclude_patterns = ["_*", "**.ipynb_checkpoints"]
 
 # notebooks: stored outputs, or with DOCS_EXEC=force everything anew
 nb_execution_mode = os.environ.get("DOCS_EXEC", "off")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # pages are made in parallel, one a core
 nb_execution_timeout, nb_execution_raise_on_error = 600, True
 nb_merge_streams, nb_render_markdown_format = True, "myst"
 nb_code_prompt_show, nb_code_prompt_hide = "Show a solution", "Hide the solution"
