@@ -1,22 +1,16 @@
 "Photograph every explorer in JupyterLab, its controls above it (needs chromium)."
 import sys
 import tempfile
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "tests"))
 import test_browser as tests  # noqa: E402  it knows how to serve and to run a notebook
+from shots_site import small  # noqa: E402
 
 from dh_nb.explorers import PAGES  # noqa: E402
-
-
-def small(data, path):
-    "Save with 128 colours: a heat map with few colours has wrong ones."
-    Image.open(BytesIO(data)).convert("RGB").quantize(128, kmeans=1).save(path, optimize=True)
 
 
 if __name__ == "__main__":

@@ -28,8 +28,8 @@ def shot(browser, name, width, height, theme, whole=False):
 
 
 def small(data, path):
-    "Save with a palette: a page has few colours."
-    Image.open(BytesIO(data)).convert("RGB").quantize(128).save(path, optimize=True)
+    "Save with the 256 colours that serve best: fewer are wrong ones."
+    Image.open(BytesIO(data)).convert("RGB").quantize(256, kmeans=1).save(path, optimize=True)
 
 
 if __name__ == "__main__":
