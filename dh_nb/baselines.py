@@ -26,7 +26,7 @@ from .protect import WORK, dealt, hidden_pictures, protect_batch
 from .quality import to_budget
 from .semantic import semantic_images
 from .squeeze import BlockDCT
-from .survive import harden
+from .survive import adapt
 from .training import finetune, load_hider
 from .victim import (crop_flip, fresh, optimisers, pad_store, peek, schedule,
                           step)
@@ -155,7 +155,7 @@ def bundled_hider(
     secrets = hidden_pictures(task.data.classes, hider.preset.hides, seed=seed,
                               places=hider.preset.places)[0]
     if steps:
-        harden(hider, task.spare.x, secrets, steps, db, seed)
+        adapt(hider, task.spare.x, secrets, steps, db, seed)
     return hide_all(hider, task.data, secrets, db)
 
 
@@ -418,7 +418,7 @@ METHODS: dict[str, Callable] = {  # name -> (task, seed) -> uint8 (N, 3, H, W)
     "clean": lambda task, seed: task.data.x,
     "dh": bundled_hider,
     "robust": partial(bundled_hider, preset="robust"),
-    "robust, adapted": partial(bundled_hider, preset="robust", steps=400),
+    "robust, adapted": partial(bundled_hider, preset="robust", steps=1200),
     **{f"robust, {db} dB": partial(bundled_hider, db=float(db), preset="robust")
        for db in (32, 34)},
     "adapted, own shapes": adapted_hider,

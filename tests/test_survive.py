@@ -263,9 +263,12 @@ def test_harden_trains_repeats_itself_and_logs_its_readers():
 def test_adapt_goes_on_as_the_preset_was_trained(monkeypatch):
     called = []
     for name in ("harden", "finetune"):
-        monkeypatch.setattr(s, name, lambda *a, name=name: called.append(name))
-    for hider in (Hider(THIN), load_hider("fast")): s.adapt(hider, None, None, 1)
+        monkeypatch.setattr(s, name, lambda *a, name=name, **k: called.append(name))
+    x8, lib = load_dataset(per_class=2).x, semantic_images(["a", "b"])
+    thin = Hider(THIN)
+    for hider in (thin, load_hider("fast")): s.adapt(hider, x8, lib, 1)
     assert called == ["harden", "finetune"]
+    assert thin.preset.weights == THIN.weights | s.CLOSE and THIN.weights != thin.preset.weights
 
 
 def test_a_soup_is_the_mean_and_leaves_its_parts_alone():
