@@ -388,8 +388,7 @@ def adapt(
     "Go on with what is hidden here: before a crowd, if so trained, or by `finetune`."
     if not hider.preset.crowded:
         return finetune(hider, x8, secrets, steps, db, seed)
-    chosen = hider.preset
-    hider.preset = replace(chosen, weights=chosen.weights | CLOSE)
+    hider.preset = replace(hider.preset, weights=hider.preset.weights | CLOSE)
     kinds = opponents(min(len(secrets), 10), x8)
     kinds["gray"].strict = 2.0
     return harden(hider, x8, secrets, steps, db, seed,

@@ -263,11 +263,13 @@ def test_harden_trains_repeats_itself_and_logs_its_readers():
 def test_adapt_goes_on_as_the_preset_was_trained(monkeypatch):
     called = []
     for name in ("harden", "finetune"):
-        monkeypatch.setattr(s, name, lambda *a, name=name, **k: called.append(name))
+        monkeypatch.setattr(s, name, lambda *a, name=name, **k: called.append((name, k)))
     x8, lib = load_dataset(per_class=2).x, semantic_images(["a", "b"])
     thin = Hider(THIN)
     for hider in (thin, load_hider("fast")): s.adapt(hider, x8, lib, 1)
-    assert called == ["harden", "finetune"]
+    (first, how), second = called
+    assert first == "harden" and second == ("finetune", {})
+    assert how["crowd"].shares == s.SHARES | s.TURNS and how["crowd"].kinds["gray"].strict == 2
     assert thin.preset.weights == THIN.weights | s.CLOSE and THIN.weights != thin.preset.weights
 
 
