@@ -321,6 +321,8 @@ def train(
     if out.exists() or not out.parent.is_dir():
         raise BadInput(f"{out} exists, or its folder does not; choose a new file.")
     data = load_dataset(a.src, a.root, "train", a.per_class, a.skip, a.size)
+    if a.start and (a.resume or a.weight):
+        raise BadInput("--start adapts weights as they are: no --resume, no --weight.")
     if a.start:
         hider = load_hider(a.start)
         secrets = semantic_images(data.classes, 4, data.x.shape[-1], a.seed)
@@ -330,11 +332,11 @@ def train(
         base = preset(a.preset)
         wanted = replace(base, weights=base.weights | dict(a.weight))
         hider, log = universal_hider(wanted, data.x, a.steps, a.psnr, a.seed, a.resume)
-    before = header_notes(a.resume) if a.resume else None
+    before = header_notes(past) if (past := a.start or a.resume) else None
     save_hider(hider, out, before=before, source=Path(a.src).name, skip=a.skip,
                rows=len(data), steps=a.steps, seed=a.seed, psnr=a.psnr,
                rows_sha256=fingerprint(data.x), log_of_50_steps=fifties(log))
-    print(f"Trained {a.preset} for {a.steps} steps on {len(data)} images; "
+    print(f"Trained {hider.preset.name} for {a.steps} steps on {len(data)} images; "
           f"the weights are in {out}.")
 
 # %% ../nbs/91_cli.ipynb #95450809

@@ -350,7 +350,7 @@ def test_a_seed_hands_the_book_to_other_classes(photos, tmp_path):
     assert torch.equal(books[0], books[1].flip(0)) and not torch.equal(*books)
 
 
-def test_training_makes_usable_weights(photos, tmp_path):
+def test_training_makes_usable_weights(photos, tmp_path, capsys):
     weights = tmp_path / "w.safetensors"
     assert call("train", photos, "--steps", 2, "--out", weights) == 0
     assert call("protect", photos, tmp_path / "out", "--weights", weights) == 0
@@ -358,6 +358,10 @@ def test_training_makes_usable_weights(photos, tmp_path):
     tuned = tmp_path / "t.safetensors"
     assert call("train", photos, "--start", weights, "--steps", 2, "--out", tuned) == 0
     assert load_hider(tuned).preset.weights["reveal"] == 4.0
+    assert header_notes(tuned)["before"]["steps"] == 2
+    capsys.readouterr()
+    refused(capsys, "train", photos, "--start", weights, "--weight", "lfc=0",
+            "--out", tmp_path / "no.safetensors", says="--weight")
     more = tmp_path / "m.safetensors"
     assert call("train", photos, "--resume", weights, "--steps", 1, "--weight", "lfc=0",
                 "--out", more) == 0
