@@ -320,9 +320,9 @@ def train(
     out = Path((a := p.parse_args(args)).out)
     if out.exists() or not out.parent.is_dir():
         raise BadInput(f"{out} exists, or its folder does not; choose a new file.")
-    data = load_dataset(a.src, a.root, "train", a.per_class, a.skip, a.size)
     if a.start and (a.resume or a.weight):
         raise BadInput("--start adapts weights as they are: no --resume, no --weight.")
+    data = load_dataset(a.src, a.root, "train", a.per_class, a.skip, a.size)
     if a.start:
         hider = load_hider(a.start)
         secrets = semantic_images(data.classes, 4, data.x.shape[-1], a.seed)
