@@ -6,6 +6,7 @@
 __all__ = ['DenseBlock', 'Coupling']
 
 # %% ../nbs/10_coupling.ipynb #00b2eb52
+from collections.abc import Callable
 import torch
 from torch import nn
 
@@ -48,13 +49,11 @@ class Coupling(nn.Module):
     def __init__(
         self,
         channels: int,  # channels of each of the two inputs, c
-        growth: int = 32,  # growth of the three dense blocks, g
-        layers: int = 5,  # convolutions in each dense block
+        subnet: Callable = DenseBlock,  # c -> network, (B, c, H, W) -> same shape
         clamp: float = 2.0,  # bound s of the log scale
     ):
         super().__init__()
-        self.phi, self.rho, self.eta = (
-            DenseBlock(channels, growth, layers) for _ in range(3))
+        self.phi, self.rho, self.eta = (subnet(channels) for _ in range(3))
         self.clamp = clamp
 
     def log_scale(

@@ -7,8 +7,8 @@ __all__ = ['MODES', 'BAR', 'SUFFIXES', 'PLACES', 'WNIDS', 'SOURCES', 'BadInput',
            'first_per_class', 'holdout', 'photographs', 'unfit', 'to_rgb', 'reason', 'open_image', 'read_image',
            'Folder', 'visible', 'fault', 'list_class', 'list_folder', 'Source', 'to_square', 'array_source', 'embedded',
            'data_root', 'unpack_strips', 'packed_cifar', 'cifar', 'downloaded', 'split_folder', 'read_images',
-           'folder_source', 'imagenette', 'at_hand', 'load_dataset', 'device', 'has_bf16', 'amp', 'notebook_folder',
-           'notebook']
+           'folder_source', 'imagenette', 'at_hand', 'list_datasets', 'open_split', 'has_split', 'load_dataset',
+           'read_rows', 'device', 'has_bf16', 'amp', 'notebook_folder', 'notebook']
 
 # %% ../nbs/01_data.ipynb #5ae7e7f2
 import os
@@ -55,6 +55,7 @@ class ImageSet:
     y: torch.Tensor  # int64 (N,), a row of `classes` each
     classes: list[str]  # what the labels mean
     names: list[str]  # file name of each row, without folder and ending
+    info: dict = field(default_factory=dict)  # where it comes from; who protected it
 
     def __len__(self): return len(self.y)
 
@@ -64,7 +65,7 @@ class ImageSet:
     ) -> "ImageSet":  # these rows, all classes kept
         "The chosen rows in the chosen order."
         names = [self.names[i] for i in torch.as_tensor(index).tolist()]
-        return ImageSet(self.x[index], self.y[index], self.classes, names)
+        return ImageSet(self.x[index], self.y[index], self.classes, names, self.info)
 
 # %% ../nbs/01_data.ipynb #d9406a3d
 def first_per_class(
@@ -430,26 +431,114 @@ def at_hand(
     return ["embedded", *filter(here, PLACES)]
 
 
+def list_datasets() -> list[str]:  # names
+    """Names of the data sets that `load_dataset` knows.
+
+    Returns:
+        "embedded" travels with the package; the others are looked for in the folder
+        that the environment variable DH_DATA names, and else downloaded there. A folder
+        of class folders is a data set too.
+
+    Example:
+        >>> import dh_nb as dh
+        >>> dh.list_datasets()
+        ['embedded', 'cifar10', 'cifar100', 'imagenette']
+    """
+    return list(SOURCES)
+
+
+def open_split(
+    name: str | Path,  # a name in SOURCES, or a folder
+    root: str | Path | None,  # where the named sets lie, see `data_root`
+    split: str,  # "train" or "test"
+    strict: bool,  # folder: False leaves out what cannot be decoded
+) -> Source:  # labels now, pixels when asked for
+    "One split of a named set or of a folder; BadInput for any other name."
+    if name in SOURCES: return SOURCES[name](data_root(root), split)
+    if os.path.isdir(name): return folder_source(Path(name), split, strict)
+    raise BadInput(f"{name} is neither a folder nor one of {', '.join(SOURCES)}.")
+
+
+def has_split(
+    name: str | Path,  # a name in SOURCES, or a folder
+) -> bool:  # False: a plain folder of class folders
+    "Whether a data set comes with test pictures of its own."
+    return name in SOURCES or not os.path.isdir(name) or (
+        split_folder(Path(name), "train") != Path(name))
+
+# %% ../nbs/01_data.ipynb #b7ed3506
 def load_dataset(
-    name: str | Path = "embedded",  # a name in SOURCES, or a folder
-    root: str | Path | None = None,  # where the named sets lie, see `data_root`
-    split: str = "train",  # "train" or "test"
-    per_class: int | None = None,  # first so many of every class; None: all
-    skip: int = 0,  # leave out so many of every class first
-    size: int | None = None,  # resize and crop to this square; None: as stored
-    strict: bool = True,  # folder: False leaves out what cannot be decoded
+    name: str | Path = "embedded",
+    *,
+    split: str = "train",
+    per_class: int | None = None,
+    skip: int = 0,
+    size: int | None = None,
+    root: str | Path | None = None,
+    strict: bool = True,
+    seed: int = 0,
+) -> "ImageSet | tuple[ImageSet, ImageSet]":
+    """Labelled pictures from anywhere, in memory.
+
+    Args:
+        name: one of `list_datasets`, or a folder of class folders; the folder may have
+            train/ and test/ (or val/) above them.
+        split: "train", "test", or "both" for the pair. A plain folder has no test
+            pictures; with "both", a fifth of each class is held out.
+        per_class: the first so many training pictures of each class. Default: all.
+        skip: leave out so many of each class first, 0 or more.
+        size: resize the shorter side to so many pixels and keep the middle square.
+            Default: as stored, and then all pictures must have one size.
+        root: where the named sets lie. Default: DH_DATA, else ~/.cache/dh_nb.
+        strict: in a folder, a file that cannot be decoded is an error; False leaves it
+            out.
+        seed: of the held-out fifth.
+
+    Returns:
+        An `ImageSet`: x uint8 (N, 3, H, W), y int64 (N,), class names, file names, and
+        in `info` where it comes from. With split="both", training and test set.
+
+    Raises:
+        BadInput: no such set, split or folder, a file that cannot be used, a class with
+            too few pictures; the message says what to mend.
+
+    Example:
+        >>> import dh_nb as dh
+        >>> train, test = dh.load_dataset("embedded", split="both")
+        >>> train.x.shape, len(test)
+        (torch.Size([2000, 3, 32, 32]), 500)
+    """
+    if split not in ("train", "test", "both"):
+        raise BadInput(f"split is train, test or both, not {split!r}.")
+    info = dict(dataset=Path(name).name, split=split, per_class=per_class, skip=skip)
+    if split != "both":
+        source = open_split(name, root, split, strict)
+        return read_rows(source, per_class, skip, size, info)
+    info = dict(info, split="train")
+    source = open_split(name, root, "train", strict)
+    if has_split(name):
+        test = open_split(name, root, "test", strict)
+        return (read_rows(source, per_class, skip, size, info),
+                read_rows(test, None, 0, size, dict(info, split="test")))
+    whole = read_rows(source, None, 0, size, info)
+    train, test = map(whole.subset, holdout(whole.y, 0.2, seed))
+    return train.subset(first_per_class(train.y, per_class, skip)), test
+
+
+def read_rows(
+    source: Source,  # labels and names
+    per_class: int | None,  # first so many of every class; None: all
+    skip: int,  # leave out so many of every class first
+    size: int | None,  # resize and crop to this square; None: as stored
+    info: dict,  # where the pictures come from
 ) -> ImageSet:  # uint8 pixels in memory
-    "Labelled pictures from anywhere; BadInput says what to mend."
-    if split not in ("train", "test"):
-        raise BadInput(f"split is train or test, not {split!r}.")
-    if name in SOURCES: source = SOURCES[name](data_root(root), split)
-    elif os.path.isdir(name): source = folder_source(Path(name), split, strict)
-    else: raise BadInput(f"{name} is neither a folder nor one of {', '.join(SOURCES)}.")
+    "The rows that are wanted, with their pixels; BadInput where a class has none left."
     rows = first_per_class(source.y, per_class, skip)
     if len(source.y[rows].unique()) < len(source.classes):
-        raise BadInput(f"{name} has a class with no more than {skip} rows: skip fewer.")
+        raise BadInput(f"{info['dataset']} has a class with no more than {skip} rows: "
+                       "skip fewer.")
     names = [source.names[i] for i in rows.tolist()]
-    return ImageSet(source.read(rows, size), source.y[rows], source.classes, names)
+    return ImageSet(source.read(rows, size), source.y[rows], source.classes, names, info)
 
 # %% ../nbs/01_data.ipynb #d96a4d0c
 def device() -> torch.device:  # cuda, else mps, else cpu

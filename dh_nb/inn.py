@@ -6,9 +6,11 @@
 __all__ = ['initialise', 'INN', 'round_trip', 'shake']
 
 # %% ../nbs/11_inn.ipynb #8401633f
+from collections.abc import Callable
+from functools import partial
 import torch
 from torch import nn
-from .coupling import Coupling
+from .coupling import Coupling, DenseBlock
 from .data import BadInput
 from .squeeze import pad_to, squeeze
 
@@ -41,6 +43,7 @@ class INN(nn.Module):
         band: int | None = None,  # lowest frequencies the steps may touch; None: all
         gain: float = 1.0,  # coefficients are divided by it, a power of two
         init: str = "he",  # "he" or "hinet"
+        subnet: Callable | None = None,  # c -> network; None: a dense block
     ):
         super().__init__()
         self.split, self.gain = squeeze(split), gain
@@ -48,8 +51,9 @@ class INN(nn.Module):
         if not 1 <= (band or frequencies) <= frequencies:
             raise BadInput(f"The band must lie between 1 and {frequencies}: {band}.")
         self.width = 3 * (band or frequencies)
+        subnet = subnet or partial(DenseBlock, growth=growth, layers=layers)
         self.steps = nn.ModuleList(
-            Coupling(self.width, growth, layers, clamp) for _ in range(blocks))
+            Coupling(self.width, subnet, clamp) for _ in range(blocks))
         initialise(self, init)
 
     def forward(

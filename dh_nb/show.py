@@ -369,11 +369,13 @@ def heat_map(
 
 # %% ../nbs/05_show.ipynb #476ae240
 def table_cells(
-    rows: list[dict],  # one dict a row
+    rows: list[dict],  # one dict a row, or a DataFrame
     columns: list | None = None,  # keys to show, in order; None: all of the first row
     fmt: str | dict = "{:.3g}",  # of the floats, or column -> format
 ) -> tuple:  # (columns, rows of texts, is the column numeric)
     "The texts of a table; a missing value or None is an empty cell."
+    if hasattr(rows, "to_dict"):  # a DataFrame
+        rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
     columns = list(columns or (rows[0] if rows else []))
     form = lambda c: fmt.get(c, "{:.3g}") if isinstance(fmt, dict) else fmt
     number = (int, float, np.number, type(None))
@@ -396,7 +398,7 @@ class Markdown(str):
 
 
 def markdown_table(
-    rows: list[dict],  # one dict a row
+    rows: list[dict],  # one dict a row, or a DataFrame
     columns: list | None = None,  # keys to show, in order; None: all of the first row
     fmt: str | dict = "{:.3g}",  # of the floats, or column -> format
 ) -> Markdown:  # a string
@@ -409,7 +411,7 @@ def markdown_table(
 
 
 def html_table(
-    rows: list[dict],  # one dict a row
+    rows: list[dict],  # one dict a row, or a DataFrame
     columns: list | None = None,  # keys to show, in order; None: all of the first row
     fmt: str | dict = "{:.3g}",  # of the floats, or column -> format
     caption: str = "",  # above the table

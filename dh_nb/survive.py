@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'BOOK', 'CLOSE', 'TURNS', 'Soft', 'OneOf', 'Near', 'Means', 'Unmarked', 'destroyed', 'in_common', 'Redrawn',
-           'opponents', 'Reader', 'Crowd', 'code_book', 'harden', 'adapt', 'soup']
+           'opponents', 'Reader', 'Crowd', 'code_book', 'harden', 'finetune_adversarial', 'soup']
 
 # %% ../nbs/56_survive.ipynb #cd2c2a73
 from collections.abc import Callable
@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, one_hot
 from torch.optim.swa_utils import AveragedModel
 from .countermeasures.adversarial import AdversarialTraining, pgd
+from .countermeasures.base import Countermeasure
 from .countermeasures.purify import fit_dvae, project_out
 from .data import device, to_float
 from .distort import RandomDistortion, grayscale
@@ -23,11 +24,10 @@ from .hiding import Hider, PRESETS, at_places
 from .nets import Muon, net, parted
 from .semantic import assign, semantic_images
 from .squeeze import crop_to, pad_to
-from .training import finetune, jitter, restyle, train_hider
-from .victim import Adversary
+from .training import HiderConfig, fit_hider, jitter, restyle
 
 # %% ../nbs/56_survive.ipynb #0629b856
-class Soft(Adversary):
+class Soft(Countermeasure):
     "Differentiable operations on every batch, one after the other."
 
     def __init__(
@@ -42,6 +42,7 @@ class Soft(Adversary):
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
         y: torch.Tensor,  # (B,) labels
         g: torch.Generator,  # where the randomness comes from
+        classes: int,  # not used
     ) -> tuple[torch.Tensor, torch.Tensor]:  # damaged pictures, the same labels
         "The operations, in their order."
         for operation in self.operations:
@@ -49,12 +50,12 @@ class Soft(Adversary):
         return x, y
 
 
-class OneOf(Adversary):
-    "Each batch meets one of several adversaries."
+class OneOf(Countermeasure):
+    "Each batch meets one of several countermeasures."
 
     def __init__(
         self,
-        *choice: Adversary,  # of which only `batch` is called
+        *choice: Countermeasure,  # of which only `batch` is called
     ):
         self.choice = choice
 
@@ -63,10 +64,11 @@ class OneOf(Adversary):
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
         y: torch.Tensor,  # (B,) labels
         g: torch.Generator,  # decides
+        classes: int,  # how many there are
     ) -> tuple[torch.Tensor, torch.Tensor]:  # pictures; labels or shares
         "Whatever the chosen one does."
         return self.choice[torch.randint(len(self.choice), (1,), generator=g)].batch(
-            x, y, g)
+            x, y, g, classes)
 
 
 class Near(AdversarialTraining):
@@ -74,7 +76,7 @@ class Near(AdversarialTraining):
 
     def __init__(
         self,
-        eps: float = 8 / 255,  # radius of the cube
+        eps: float = 8.0,  # radius of the cube, in grey levels
     ):
         super().__init__(eps, eps, 1)
 
@@ -86,11 +88,11 @@ class Near(AdversarialTraining):
         done: float = 0.0,  # not used
     ) -> torch.Tensor:  # scalar
         "The loss at a bad place near every picture."
-        near = pgd(model.eval(), x, y, **self.how)
-        return Adversary.loss(self, model.train(), x + (near - x).detach(), y)
+        near = pgd(model.eval(), x, y, self.eps / 255, self.alpha / 255, self.steps)
+        return Countermeasure.loss(self, model.train(), x + (near - x).detach(), y)
 
 
-class Means(Adversary):
+class Means(Countermeasure):
     "Follows the mean change of every class, from batch to batch."
 
     def __init__(
@@ -125,7 +127,6 @@ class Unmarked(Means):
         means = self.follow(stego - cover, y).T
         less = lambda x: project_out(x - 0.5, means) + 0.5
         return less(cover), less(stego)
-
 
 # %% ../nbs/56_survive.ipynb #3721defa
 def destroyed(
@@ -191,16 +192,13 @@ class Redrawn(Means):
         self.turn += 1
         return drawn
 
-
 # %% ../nbs/56_survive.ipynb #2105818f
 def opponents(
     classes: int,  # that a reader tells apart
     x8: torch.Tensor,  # covers for an autoencoder, uint8 (N, 3, H, W)
-) -> dict[str, Adversary]:  # one for each kind of reader
+) -> dict[str, Countermeasure]:  # one for each kind of reader
     "Seven families of damage, each with a gradient."
     from dh_nb.countermeasures.augment import CutMix, Cutout, MixUp, UEraserMax
-    paste, blend = CutMix(), MixUp()
-    paste.classes = blend.classes = classes
     kornia_clouds = UEraserMax().clouds
 
     def clouds(x, g):
@@ -212,7 +210,7 @@ def opponents(
     return dict(plain=Near(), projection=Unmarked(classes),
                 redrawn=Redrawn(classes, x8), jpeg=Soft(jpeg(dict(jpeg=1)), strict=1.0),
                 gray=Soft(lambda x, g: grayscale(x), mild, strict=1.0),
-                augment=OneOf(*2 * [Soft(clouds)], Cutout(), paste, blend),
+                augment=OneOf(*2 * [Soft(clouds)], Cutout(), CutMix(), MixUp()),
                 filter=Soft(RandomDistortion(some, dict(bits=(2, 2)))))
 
 
@@ -225,7 +223,7 @@ class Reader:
 
     def __init__(
         self,
-        opponent: Adversary,  # differentiable
+        opponent: Countermeasure,  # differentiable
         secrets: torch.Tensor,  # its shapes, (classes, variants, 3, h, w)
         covers: torch.Tensor,  # some, for its first layer, (B, 3, H, W) in [0, 1]
     ):
@@ -247,16 +245,17 @@ class Reader:
     ) -> dict[str, torch.Tensor]:  # "reader", "alone", "lost", "common": scalars
         "What it does not read, in pictures and in the change; prices of the change."
         part, half, lost = self.opponent, len(y) // 2, stego.new_zeros(())
+        k = len(self.secrets)
         common = in_common(stego - cover, y)
         if strict := getattr(part, "strict", 0.0):
             both, twice = torch.cat([cover, stego]), y.repeat(2)
-            harm = getattr(part, "redraw", lambda x: part.batch(x, twice, g)[0])
+            harm = getattr(part, "redraw", lambda x: part.batch(x, twice, g, k)[0])
             lost = strict * destroyed(cover, stego, *harm(both).chunk(2))
         if purify := getattr(part, "purify", None):  # before crops and flips
             cover, stego = purify(cover, stego, y)
-        seen = part.loss(self.net, *part.batch(jitter(stego, g), y, g))
+        seen = part.loss(self.net, *part.batch(jitter(stego, g), y, g, k))
         change = 0.5 + 3 * (stego[:half] - cover[:half])
-        view, label = part.batch(jitter(change, g), y[:half], g)
+        view, label = part.batch(jitter(change, g), y[:half], g, k)
         alone = cross_entropy(self.net(view), label)
         return dict(reader=seen, alone=alone, lost=lost, common=common)
 
@@ -270,11 +269,11 @@ class Reader:
 
 # %% ../nbs/56_survive.ipynb #f2b22894
 class Crowd:
-    "One reader of each kind, renewed in turn; goes into `train_hider(crowd=...)`."
+    "One reader of each kind, renewed in turn; goes into `fit_hider(crowd=...)`."
 
     def __init__(
         self,
-        kinds: dict[str, Adversary] | None = None,  # None: `opponents`
+        kinds: dict[str, Countermeasure] | None = None,  # None: `opponents`
         shares: dict[str, float] | None = None,  # kind -> share, None: SHARES
         classes: int = 10,  # shapes of a reader; fewer if there are fewer
         life: int = 140,  # steps after which a reader is replaced
@@ -357,8 +356,9 @@ def harden(
     hider: Hider,  # weights that hide already, changed in place
     x8: torch.Tensor,  # covers, uint8 (N, 3, H, W)
     secrets: torch.Tensor | None = None,  # as dealt out; None: `code_book`, at places
+    *,
     steps: int = 400,  # batches
-    db: float = 30.1,  # budget in dB
+    psnr: float = 30.1,  # budget in dB
     seed: int = 0,  # pairs, readers, damage
     batch: int = 96,  # images a step
     crowd: Crowd | None = None,  # None: a fresh one
@@ -368,30 +368,30 @@ def harden(
     if secrets is None:
         secrets = at_places(code_book(), hider.preset.places)
     crowd = crowd or Crowd()
-    log = train_hider(hider, x8, secrets, steps, batch, db=db, seed=seed, crowd=crowd)
+    log = fit_hider(hider, x8, secrets, HiderConfig(steps, batch, psnr, seed=seed),
+                    crowd=crowd)
     return [row | dict(kind=kind, age=age)
             for row, (kind, age) in zip(log, crowd.log, strict=True)]
 
 
-CLOSE = dict(structure=1.75, common=0.2)  # weights of `adapt`, beside the preset's
-TURNS = dict(plain=1.8, jpeg=3.0, gray=3.4)  # its shares, beside SHARES
+CLOSE = dict(structure=1.75, common=0.2)  # weights when what is hidden is known
+TURNS = dict(plain=1.8, jpeg=3.0, gray=3.4)  # and shares, beside SHARES
 
 
-def adapt(
+def finetune_adversarial(
     hider: Hider,  # trained weights, changed in place
     x8: torch.Tensor,  # covers at hand, uint8 (N, 3, H, W)
     secrets: torch.Tensor,  # what the classes hide, (classes, variants, 3, h, w)
-    steps: int,  # batches
-    db: float = 30.1,  # budget in dB
+    *,
+    steps: int = 1200,  # batches of 96
+    psnr: float = 30.1,  # budget in dB
     seed: int = 0,  # of everything random
 ) -> list[dict[str, float]]:  # every loss of every step
-    "Go on with what is hidden here: before a crowd, if so trained, or by `finetune`."
-    if not hider.preset.crowded:
-        return finetune(hider, x8, secrets, steps, db, seed)
+    "Go on with what is hidden here, before a crowd."
     hider.preset = replace(hider.preset, weights=hider.preset.weights | CLOSE)
     kinds = opponents(min(len(secrets), 10), x8)
     kinds["gray"].strict = 2.0
-    return harden(hider, x8, secrets, steps, db, seed,
+    return harden(hider, x8, secrets, steps=steps, psnr=psnr, seed=seed,
                   crowd=Crowd(kinds, SHARES | TURNS))
 
 # %% ../nbs/56_survive.ipynb #a32c79ce
@@ -402,4 +402,5 @@ def soup(
     mean = AveragedModel(hiders[0])
     for hider in hiders:
         mean.update_parameters(hider)
+    mean.module.notes = {}  # nobody trained it
     return mean.module.eval()

@@ -6,10 +6,11 @@
 __all__ = ['pgd', 'AdversarialTraining']
 
 # %% ../../nbs/53_countermeasures.adversarial.ipynb #118cbcaa
+from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
-from .core import Countermeasure
+from .base import Countermeasure
 
 # %% ../../nbs/53_countermeasures.adversarial.ipynb #2b13a2f2
 def pgd(
@@ -31,21 +32,16 @@ def pgd(
     return near
 
 # %% ../../nbs/53_countermeasures.adversarial.ipynb #af1e741a
+@dataclass
 class AdversarialTraining(Countermeasure):
     "Every step on the worst pictures within reach (eq. 1)."
 
-    kind, source = "train", "Madry et al., ICLR 2018"
-    longer = 2
-
-    def __init__(
-        self,
-        eps: float = 8 / 255,  # radius of the cube
-        alpha: float = 4 / 255,  # step
-        steps: int = 3,  # gradients of the attack
-    ):
-        self.how = dict(eps=eps, alpha=alpha, steps=steps)
-        self.setting = (f"PGD-{steps}, radius {eps * 255:.0f}/255, "
-                        f"step {alpha * 255:.0f}/255")
+    eps: float = 8.0  # radius of the cube, in grey levels
+    alpha: float = 4.0  # step, in grey levels
+    steps: int = 3  # gradients of the attack (PGD)
+    name, kind, longer = "adversarial_training", "train", 2
+    source = "Madry et al., ICLR 2018"
+    ranges = dict(eps=(0, 255), alpha=(0, 255), steps=(1, 100))
 
     def loss(
         self,
@@ -56,5 +52,5 @@ class AdversarialTraining(Countermeasure):
     ) -> torch.Tensor:  # scalar
         "The loss on the worst pictures."
         model.eval()
-        worst = pgd(model, x, y, **self.how)
+        worst = pgd(model, x, y, self.eps / 255, self.alpha / 255, self.steps)
         return super().loss(model.train(), worst, y)

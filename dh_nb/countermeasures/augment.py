@@ -7,31 +7,29 @@ __all__ = ['Cutout', 'Mix', 'CutMix', 'MixUp', 'in_parts', 'AutoAugment', 'RandA
 
 # %% ../../nbs/51_countermeasures.augment.ipynb #93fd98dc
 from collections.abc import Callable
+from dataclasses import dataclass
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torchvision.transforms import v2
-from .core import Countermeasure
+from .base import Countermeasure
 from ..data import to_float, to_uint8
 
 # %% ../../nbs/51_countermeasures.augment.ipynb #2b09daf0
+@dataclass
 class Cutout(Countermeasure):
     "One grey hole, half as wide as the picture."
 
-    kind, source = "augment", "DeVries and Taylor, arXiv 1708.04552"
-
-    def __init__(
-        self,
-        hole: float = 0.5,  # its width, as a share of the picture's
-    ):
-        self.hole, side = hole, f"{32 * hole:.0f}"
-        self.setting = f"{side} x {side} on 32 x 32"
+    hole: float = 0.5  # its width, as a share of the picture's, 0 to 1
+    name, kind, ranges = "cutout", "augment", dict(hole=(0, 1))
+    source = "DeVries and Taylor, arXiv 1708.04552"
 
     def batch(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
         y: torch.Tensor,  # (B,) labels
         g: torch.Generator,  # where the holes come from
+        classes: int,  # not used
     ) -> tuple[torch.Tensor, torch.Tensor]:  # pictures with holes, the same labels
         "A hole for every picture (eq. 1)."
         h, w = x.shape[-2:]
@@ -41,46 +39,41 @@ class Cutout(Countermeasure):
         return x.masked_fill(hole, 0.5), y
 
 # %% ../../nbs/51_countermeasures.augment.ipynb #4f14f6ec
+@dataclass
 class Mix(Countermeasure):
-    "Two pictures and labels in one, for half of the batches."
+    "Two pictures and labels in one, for a share of the batches."
 
-    kind, mixer = "augment", v2.MixUp
+    beta: float = 1.0  # both parameters of the distribution of the proportion
+    p: float = 0.5  # share of the batches, 0 to 1
+    kind, ranges = "augment", dict(beta=(0.01, 100), p=(0, 1))
+    mixer = v2.MixUp  # of torchvision
 
     def batch(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
         y: torch.Tensor,  # (B,) labels
         g: torch.Generator,  # decides
+        classes: int,  # K
     ) -> tuple[torch.Tensor, torch.Tensor]:  # mixed pictures, labels or shares (B, K)
         "Mix a batch with itself, or leave it alone (eq. 2)."
-        if torch.rand(1, generator=g) < 0.5:
+        if torch.rand(1, generator=g) < 1 - self.p:
             return x, y
         torch.manual_seed(torch.randint(2**31, (1,), generator=g).item())
-        return self.mixer(alpha=1.0, num_classes=self.classes)(x, y)
-
-    def files(
-        self,
-        x8: torch.Tensor,  # as published, uint8 (N, 3, H, W)
-        y: torch.Tensor,  # (N,) labels
-        seed: int = 0,  # not used
-    ) -> torch.Tensor:  # the same
-        "Nothing is done to files; the classes are counted."
-        self.classes = int(y.max()) + 1
-        return x8
+        return self.mixer(alpha=self.beta, num_classes=classes)(x, y)
 
 
+@dataclass
 class CutMix(Mix):
     "A rectangle of one picture in another."
 
-    mixer, setting = v2.CutMix, "beta 1.0, p 0.5"
-    source = "Yun et al., ICCV 2019"
+    name, mixer, source = "cutmix", v2.CutMix, "Yun et al., ICCV 2019"
 
 
+@dataclass
 class MixUp(Mix):
     "A blend of two pictures."
 
-    mixer, setting = v2.MixUp, "beta 1.0, p 0.5"
-    source = "Zhang et al., ICLR 2018"
+    name, mixer, source = "mixup", v2.MixUp, "Zhang et al., ICLR 2018"
 
 # %% ../../nbs/51_countermeasures.augment.ipynb #a8565b51
 def in_parts(
@@ -94,49 +87,70 @@ def in_parts(
     return to_float(torch.cat([operation(p) for p in to_uint8(x).split(part)]))
 
 
+@dataclass
 class AutoAugment(Countermeasure):
-    "The policy that was learnt for the data set."
+    "Policies that were learnt on CIFAR-10; those of ImageNet above 48 px."
 
-    kind, setting = "augment", "CIFAR-10 policy, ImageNet's above 48 px"
+    policies: int = 1  # how many in a row
+    name, kind, ranges = "autoaugment", "augment", dict(policies=(1, 10))
     source = "Cubuk et al., CVPR 2019"
-    draw = v2.AutoAugment(v2.AutoAugmentPolicy.CIFAR10)
-    large = v2.AutoAugment(v2.AutoAugmentPolicy.IMAGENET)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.draw, self.large = (v2.Compose(self.policies * [v2.AutoAugment(p)]) for p in
+                                 (v2.AutoAugmentPolicy.CIFAR10,
+                                  v2.AutoAugmentPolicy.IMAGENET))
 
     def batch(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
         y: torch.Tensor,  # (B,) labels
         g: torch.Generator,  # decides
+        classes: int,  # not used
     ) -> tuple[torch.Tensor, torch.Tensor]:  # other pictures, the same labels
         "A policy for every eight pictures (eq. 3)."
         return in_parts(self.large if x.shape[-1] > 48 else self.draw, x, g), y
 
 
-class RandAugment(AutoAugment):
-    "Two operations at random."
+@dataclass
+class RandAugment(Countermeasure):
+    "Operations at random."
 
-    setting, source = "2 operations, magnitude 9", "Cubuk et al., NeurIPS 2020"
-    draw = large = v2.RandAugment(2, 9)
+    operations: int = 2  # how many
+    magnitude: int = 9  # how strong each of them is, 0 to 30
+    name, kind, source = "randaugment", "augment", "Cubuk et al., NeurIPS 2020"
+    ranges = dict(operations=(1, 14), magnitude=(0, 30))
+
+    def batch(
+        self,
+        x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
+        y: torch.Tensor,  # (B,) labels
+        g: torch.Generator,  # decides
+        classes: int,  # not used
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # other pictures, the same labels
+        "A draw for every eight pictures (eq. 3)."
+        return in_parts(v2.RandAugment(self.operations, self.magnitude), x, g), y
 
 # %% ../../nbs/51_countermeasures.augment.ipynb #321718e3
+@dataclass
 class UEraserMax(Countermeasure):
-    "The worst of five draws for every picture, in the first half of the training."
+    "The worst of several draws for every picture, in the first part of the training."
 
-    kind, setting = "augment", "K = 5, first half"
+    draws: int = 5  # K
+    until: float = 0.5  # share of the training in which the worst is sought
+    name, kind = "ueraser_max", "augment"
     source = "Qin et al., Learning the Unlearnable, arXiv 2303.15127"
+    ranges = dict(draws=(1, 100), until=(0, 1))
 
-    def __init__(
-        self,
-        draws: int = 5,  # K
-        until: float = 0.5,  # share of the training in which the worst is sought
-    ):
+    def __post_init__(self):
+        super().__post_init__()
         from kornia.augmentation import (RandomChannelShuffle, RandomPlasmaBrightness,
                                          RandomPlasmaContrast)
         clouds = dict(roughness=(0.1, 0.7), p=0.5)
         self.clouds = nn.Sequential(RandomPlasmaBrightness(**clouds, intensity=(0, 1)),
                                     RandomPlasmaContrast(**clouds),
                                     RandomChannelShuffle(p=0.5))
-        self.trivial, self.draws, self.until = v2.TrivialAugmentWide(), draws, until
+        self.trivial = v2.TrivialAugmentWide()
 
     def draw(
         self,

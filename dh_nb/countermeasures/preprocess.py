@@ -6,113 +6,135 @@
 __all__ = ['Noise', 'GaussianBlur', 'MeanFilter', 'MedianFilter', 'BitDepth', 'Grayscale', 'Jpeg', 'GrayJpeg']
 
 # %% ../../nbs/52_countermeasures.preprocess.ipynb #bd07b48c
+from dataclasses import dataclass
 import torch
-from .core import Filter
+from .base import Filter
 from ..distort import (bit_depth, gaussian_blur, grayscale, jpeg, mean_filter,
                            median, noise)
 
 # %% ../../nbs/52_countermeasures.preprocess.ipynb #20d94db3
+@dataclass
 class Noise(Filter):
     "White Gaussian noise, once, on every file."
 
-    setting, source = "sigma 8/255", "folklore"
+    sigma: float = 8.0  # standard deviation, in grey levels
+    name, source, ranges = "noise", "folklore", dict(sigma=(0, 255))
 
     def operation(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # same shape
         "Add noise, clip (eq. 1)."
-        return noise(x, 8 / 255)
+        return noise(x, self.sigma / 255)
 
 # %% ../../nbs/52_countermeasures.preprocess.ipynb #0c992de2
+@dataclass
 class GaussianBlur(Filter):
-    "A Gaussian of three pixels."
+    "A Gaussian window."
 
-    setting, source = "3 x 3, sigma 1.0", "folklore"
+    sigma: float = 1.0  # standard deviation, in pixels
+    size: int = 3  # side of the window in pixels, odd
+    name, source = "gaussian_blur", "folklore"
+    ranges = dict(sigma=(0.01, 100), size=(1, 99))
 
     def operation(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # same shape
         "Blur (eq. 2, left)."
-        return gaussian_blur(x, 1.0, 3)
+        return gaussian_blur(x, self.sigma, self.size)
 
 
+@dataclass
 class MeanFilter(Filter):
-    "The mean of nine pixels."
+    "The mean of a window."
 
-    setting, source = "3 x 3", "folklore"
+    size: int = 3  # its side in pixels, odd
+    name, source, ranges = "mean_filter", "folklore", dict(size=(1, 99))
 
     def operation(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # same shape
         "Average (eq. 2, left, equal weights)."
-        return mean_filter(x, 3)
+        return mean_filter(x, self.size)
 
 
+@dataclass
 class MedianFilter(Filter):
-    "The median of nine pixels."
+    "The median of a window."
 
-    setting, source = "3 x 3", "Xu, Evans and Qi, Feature Squeezing, NDSS 2018"
+    size: int = 3  # its side in pixels, odd
+    name, ranges = "median_filter", dict(size=(1, 99))
+    source = "Xu, Evans and Qi, Feature Squeezing, NDSS 2018"
 
     def operation(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # same shape
         "Middle value (eq. 2, right)."
-        return median(x, 3)
+        return median(x, self.size)
 
 # %% ../../nbs/52_countermeasures.preprocess.ipynb #88dd8048
+@dataclass
 class BitDepth(Filter):
-    "Four levels a channel."
+    "Few levels a channel."
 
-    setting, source = "2 bits", "Xu, Evans and Qi, Feature Squeezing, NDSS 2018"
+    bits: int = 2  # of each channel, 1 to 8
+    name, ranges = "bit_depth", dict(bits=(1, 8))
+    source = "Xu, Evans and Qi, Feature Squeezing, NDSS 2018"
 
     def operation(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # same shape
-        "Round to four levels (eq. 3, left)."
-        return bit_depth(x, 2)
+        "Round to the nearest of the levels (eq. 3, left)."
+        return bit_depth(x, self.bits)
 
 
+@dataclass
 class Grayscale(Filter):
-    "Three equal channels."
+    "Three equal channels (BT.601), or a part of the way there."
 
-    setting, source = "BT.601", "Liu et al., Image Shortcut Squeezing, ICML 2023"
+    amount: float = 1.0  # of the colour that is taken away, 0 to 1
+    name, ranges = "grayscale", dict(amount=(0, 1))
+    source = "Liu et al., Image Shortcut Squeezing, ICML 2023"
 
     def operation(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # same shape
         "Brightness only (eq. 3, right)."
-        return grayscale(x)
+        return grayscale(x) if self.amount == 1 else x.lerp(grayscale(x), self.amount)
 
 # %% ../../nbs/52_countermeasures.preprocess.ipynb #943c81b2
+@dataclass
 class Jpeg(Filter):
     "Pillow's encoder and decoder."
 
-    longer = 2
-    setting, source = "quality 10", "Liu et al., Image Shortcut Squeezing, ICML 2023"
+    quality: int = 10  # of the encoder, 1 to 95
+    name, longer, ranges = "jpeg", 2, dict(quality=(1, 95))
+    source = "Liu et al., Image Shortcut Squeezing, ICML 2023"
 
     def operation(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # same shape
         "Encode and decode."
-        return jpeg(x, 10)
+        return jpeg(x, self.quality)
 
 
+@dataclass
 class GrayJpeg(Filter):
     "Grey first, then the encoder."
 
-    longer = 2
-    setting, source = "quality 10", "Liu et al., Image Shortcut Squeezing, ICML 2023"
+    quality: int = 10  # of the encoder, 1 to 95
+    name, longer, ranges = "gray_jpeg", 2, dict(quality=(1, 95))
+    source = "Liu et al., Image Shortcut Squeezing, ICML 2023"
 
     def operation(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # same shape
         "Brightness, rounded to 8 bits, encoded and decoded."
-        return jpeg(grayscale(x), 10)
+        return jpeg(grayscale(x), self.quality)

@@ -9,6 +9,7 @@ __all__ = ['SHIPPED', 'fit_linear', 'project_out', 'OrthogonalProjection', 'smal
 
 # %% ../../nbs/54_countermeasures.purify.ipynb #8397dd9a
 import math
+from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +17,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, mse_loss
 from tqdm.auto import tqdm
-from .core import Countermeasure, Filter
+from .base import Countermeasure, Filter
 from ..data import BadInput, device, to_float, to_uint8
 from ..nets import Around, conv
 from ..squeeze import Haar, crop_to, pad_to
@@ -51,17 +52,14 @@ def project_out(
     return (flat - flat @ q @ q.T).view_as(x).to(x.dtype)
 
 
+@dataclass
 class OrthogonalProjection(Countermeasure):
     "The directions of a linear classifier of the published pixels are taken out."
 
-    kind, setting = "purify", "softmax regression, QR"
+    directions: int | None = None  # how many, in several fits; None: one a class
+    name, kind = "orthogonal_projection", "purify"
     source = "Sandoval-Segura et al., NeurIPS 2023"
-
-    def __init__(
-        self,
-        directions: int | None = None,  # how many, in several fits; None: one a class
-    ):
-        self.directions = directions
+    ranges = dict(directions=(1, 10_000))
 
     def files(
         self,
@@ -185,26 +183,24 @@ def load_denoiser(
     return pipe
 
 
+@dataclass
 class DiffusionPurify(Filter):
     "Noise up to a time, and back with a diffusion model."
 
-    kind, source = "purify", "Dolatabadi et al. (AVATAR), arXiv 2303.08500"
-
-    def __init__(
-        self,
-        pipeline: str | Path | None = None,  # see `load_denoiser`
-        start: int = 100,  # time, of a thousand
-        steps: int = 5,  # of the way back
-    ):
-        self.pipeline, self.how = pipeline, dict(start=start, steps=steps)
-        self.setting = f"t = {start} of 1000, {steps} steps"
+    start: int = 100  # time, of a thousand
+    steps: int = 5  # of the way back
+    pipeline: str | None = None  # folder or hub name, see `load_denoiser`
+    name, kind = "diffusion_purify", "purify"
+    source = "Dolatabadi et al. (AVATAR), arXiv 2303.08500"
+    ranges = dict(start=(1, 999), steps=(1, 999))
 
     def operation(
         self,
         x: torch.Tensor,  # (B, 3, H, W) in [0, 1]
     ) -> torch.Tensor:  # same shape
         "Wash (eq. 2)."
-        return denoise(load_denoiser(self.pipeline), x.to(device()), **self.how).cpu()
+        pipe = load_denoiser(self.pipeline)
+        return denoise(pipe, x.to(device()), self.start, self.steps).cpu()
 
 # %% ../../nbs/54_countermeasures.purify.ipynb #4da5585f
 def save_denoiser(
@@ -295,19 +291,15 @@ def purified(
                       for p, label in zip(x8.split(250), y.split(250))])
 
 
+@dataclass
 class DVAEPurify(Countermeasure):
     "What a class predicts is subtracted; what is left is drawn again."
 
-    kind, source = "purify", "Yu et al. (D-VAE), ICML 2024"
-
-    def __init__(
-        self,
-        low: float = 300.0,  # rate of the first stage, see `fit_dvae`
-        high: float = 1000.0,  # rate of the second
-        passes: tuple[int, int] = (5, 12),  # over the pictures, in each stage
-    ):
-        self.stages = list(zip((low, high), passes))
-        self.setting = " then ".join(f"{r:g} nats, {n} passes" for r, n in self.stages)
+    low: float = 300.0  # rate of the first stage in nats, see `fit_dvae`
+    high: float = 1000.0  # rate of the second
+    passes: tuple = (5, 12)  # over the pictures, in each stage
+    name, kind, source = "dvae", "purify", "Yu et al. (D-VAE), ICML 2024"
+    ranges = dict(low=(1, 1e6), high=(1, 1e6))
 
     def files(
         self,
@@ -316,7 +308,8 @@ class DVAEPurify(Countermeasure):
         seed: int = 0,  # of the fits
     ) -> torch.Tensor:  # uint8, same shape
         "Fit and subtract, then fit and draw again."
-        for (rate, passes), redraw in zip(self.stages, (False, True)):
+        rates = self.low, self.high
+        for rate, passes, redraw in zip(rates, self.passes, (False, True), strict=True):
             model = fit_dvae(pad_to(x8, 4), y, rate, passes, seed=seed)
             x8 = purified(model, x8, y, redraw)
         return x8
