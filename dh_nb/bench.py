@@ -6,7 +6,7 @@
 __all__ = ['PER_CLASS', 'per_class', 'check_names', 'folder_digest', 'cell', 'plan_cells', 'find_rows', 'from_folder',
            'load_task', 'first_share', 'Published', 'covers_met', 'publish', 'run_cell', 'cell_file', 'claimed',
            'LocalExecutor', 'run_cells', 'start_worker', 'shares', 'RayExecutor', 'make_executor', 'check_plugins',
-           'follow', 'run']
+           'follow', 'run', 'note_run']
 
 # %% ../nbs/62_bench.ipynb #0744a107
 import multiprocessing
@@ -27,14 +27,15 @@ from pathlib import Path
 from socket import create_connection
 import torch
 from tqdm.auto import tqdm
-from .countermeasures.suite import countermeasure
-from .data import SOURCES, BadInput, ImageSet, load_dataset, split_folder
+from .countermeasures.suite import countermeasure, list_countermeasures
+from .data import (SOURCES, BadInput, ImageSet, check_count, load_dataset,
+                        split_folder)
 from .methods import METHODS, Task, open_task, publish_as
 from .nets import NETS
 from .protocol import (PAPERS, as_papers, floor_met, run_protocol,
                             shrink_for_victim, visibility)
 from .registry import PLUGINS, Plugin, digest_of, needed, run_with
-from .results import Row, append, key, missing, read
+from .results import Measure, Row, append, key, missing, read
 from .training import fingerprint, load_hider
 
 try:
@@ -121,16 +122,19 @@ def cell(
 
 # %% ../nbs/62_bench.ipynb #3cbef15d
 def plan_cells(
-    dataset: str,  # one of `load_dataset`
-    methods: list[str],  # of METHODS, or files:DIR
-    countermeasures: list[str],  # spellings, such as "none" and "jpeg(quality=50)"
-    seeds: int = 1,  # how many, from 0
+    dataset: str | None = None,  # of `list_datasets`; None: embedded if tiny, else cifar10
+    methods: list[str] = ("clean", "dh"),  # names with commas, files:DIR, or all
+    countermeasures: list[str] | None = None,  # such as "jpeg(quality=50)"; None: all
+    seeds: int = 1,  # how many victims, with seeds from 0
     victim: str = "quick",  # the network that is trained
-    scale: str | None = None,  # as in `cell`
+    scale: str | None = None,  # tiny, small or full; None: tiny if embedded, else small
     ratios: list[float] | None = None,  # shares that are protected; None: all of it
 ) -> list[dict]:  # cells, in the order of the work
     "Every cell of a table."
-    names = dict.fromkeys(str(countermeasure(c)) for c in countermeasures)
+    check_count(seeds=seeds)
+    dataset = dataset or ("embedded" if scale == "tiny" else "cifar10")
+    asked = list_countermeasures() if countermeasures is None else countermeasures
+    names = dict.fromkeys(str(countermeasure(c)) for c in asked)
     lines = [[cell(dataset, m, c, 0, victim, scale, r) for c in names] for m in methods
              for r in (ratios or [1.0] if m != "clean" else [1.0])]
     return [dict(c, seed=s) for s, line in product(range(seeds), lines) for c in line]
@@ -386,6 +390,7 @@ def make_executor(
     ray: str | None,  # address of a cluster
 ) -> tuple[Executor, LocalExecutor, int]:  # who works, where, and how many they are
     "Processes of this machine, or threads that each wait for a cluster."
+    check_count(workers=workers)
     if ray:
         at = RayExecutor(ray)
         n = workers or at.size
@@ -426,10 +431,11 @@ def follow(
 def run(
     plan: list[dict],  # cells, from `cell` or `plan_cells`
     results: str | Path = "results",  # folder of the rows
-    workers: int | None = None,  # processes; None: one a core
-    ray: str | None = None,  # address of a Ray cluster that does the work
+    workers: int | None = None,  # processes that share the work; None: one a core
+    ray: str | None = None,  # address of an existing Ray cluster that does the work
 ) -> int:  # cells that were judged here and now
     "Judge what has no row yet, method by method, in the order of the plan."
+    check_count(workers=workers)
     todo = missing(plan, read(results))
     for c in {c["preset"]: c for c in todo if "folder" in c["extra"]}.values():
         load_task(c)  # a folder that cannot be judged is told before any training
@@ -448,3 +454,18 @@ def run(
                        "finished is kept: start again, with fewer workers.")
     if errors: raise errors[0]
     return done
+
+
+def note_run(
+    plan: list[dict],  # cells that were all judged in one go
+    minutes: float,  # that took
+    results: str | Path = "results",  # folder of the rows
+    workers: int | None = None,  # as in `run`
+    ray: str | None = None,  # as in `run`
+) -> None:
+    "A row of how long a whole plan takes: what a reader wants to know before starting."
+    methods = ", ".join(dict.fromkeys(c["method"] for c in plan))
+    crew = f"Ray {ray}" if ray else f"{workers or torch.get_num_threads()} processes"
+    append(Measure(name=f"a plan of {len(plan)} cells, {methods}", value=minutes,
+                   unit="min", dataset=plan[0]["dataset"], note=crew,
+                   subset=plan[0]["subset"].partition(", ")[0]), results)

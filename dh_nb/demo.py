@@ -191,20 +191,20 @@ def clear_earlier(
 
 
 def run_demo(
-    out: Path,  # folder of the report; must be new
-    per_class: int | None = None,  # the first N of each class
-    seed: int = 0,  # who hides which shape, and victims
-    src: str = "embedded",  # data set name or folder
-    force: bool = False,  # replace an earlier report
+    out: str | Path = "demo",  # folder of the report; must be new
+    per_class: int | None = None,  # the first so many of each class; None: all
+    seed: int = 0,  # of what each class hides, and of the victims
+    source: str = "embedded",  # data set name or folder
+    force: bool = False,  # replace an earlier report of this command
 ) -> str:  # what was achieved, in one sentence
     "Protect, train two victims, and leave report.html, metrics.json and the pictures."
-    start = time.time()
+    start, out = time.time(), Path(out)
     clear_earlier(out, force)
     with whole_folder(out) as made:
         dst = made / "protected"
-        protect(src, dst, per_class=per_class, seed=seed)
-        pairs = match_pairs(src, dst, seed=seed)
-        rows = verify_pairs(pairs, src, dst, per_class, seed)
+        protect(source, dst, per_class=per_class, seed=seed)
+        pairs = match_pairs(source, dst, seed=seed)
+        rows = verify_pairs(pairs, source, dst, per_class, seed)
         lead = summarise(rows)
         photos = protect_photographs(made / "photographs", seed)
         write_report(made, pairs, rows, photos, lead, dst, seed)

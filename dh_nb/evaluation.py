@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from .bench import check_plugins, make_executor
 from .countermeasures.base import Countermeasure
 from .countermeasures.suite import countermeasure
-from .data import BadInput, ImageSet
+from .data import BadInput, ImageSet, check_count
 from .methods import METHODS, Task, publish_as
 from .protocol import recovery, run_protocol, visibility
 from .registry import digest_of, needed, run_with
@@ -53,7 +53,7 @@ def check_sets(
                            "as clean=.")
         if isinstance(p, str): continue
         if p.classes != test.classes:
-            raise BadInput(f"{name} and the test set have different classes.")
+            raise BadInput(f"{name} has other classes than what it is compared with.")
         if clean is not None and (p.x.shape != clean.x.shape
                                   or not torch.equal(p.y, clean.y)):
             raise BadInput(f"{name} is not the clean set picture by picture: it has "
@@ -155,7 +155,7 @@ def evaluate(
     """
     found = sets_of(protected)
     check_sets(found, test, clean)
-    if seeds < 1: raise BadInput(f"seeds is {seeds}: it is a whole number above zero.")
+    check_count(seeds=seeds, workers=workers)
     if clean is not None: found = {"clean": "clean"} | found
     info = (clean or next(iter(found.values()))).info
     n = info.get("per_class")

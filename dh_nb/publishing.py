@@ -24,9 +24,9 @@ import torch
 from PIL import Image
 from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
-from .data import (BadInput, ImageSet, amp, device, first_per_class, list_folder,
-                        load_dataset, read_image, read_images, split_folder, to_float,
-                        to_square)
+from .data import (BadInput, ImageSet, amp, check_count, device, first_per_class,
+                        list_folder, load_dataset, read_image, read_images,
+                        split_folder, to_float, to_square)
 from .hiding import Hider, at_places
 from .quality import linf, psnr as decibels, ssim, to_budget
 from .recipes import finetune as finetune_hider
@@ -306,6 +306,7 @@ def prepare(
     what: dict,  # assign, key, pictures, variants
 ) -> tuple[Hider, torch.Tensor, dict]:  # on its device; secrets; the manifest's head
     "Choose who hides what; BadInput for what does not go together."
+    check_count(variants=what["variants"]), check_count(0, finetune=finetune)
     usual = default_hider(**what, finetune=finetune)
     hider = deepcopy(hider) if isinstance(hider, Hider) else load_hider(hider or usual)
     hider = hider.to(device(), memory_format=torch.channels_last)
@@ -387,19 +388,20 @@ def protect(
     photographs. Same arguments, same bytes, in memory and on the disk.
 
     Args:
-        source: an `ImageSet`, which comes back protected; or the name of a data set, or
-            a folder of class folders, which is written to `target`.
-        target: for a name or a folder, a new folder to write; for an `ImageSet`, who
-            hides (as `hider`).
-        hider: a preset with weights ("robust", "fast"), a .safetensors file, or a
-            `Hider`. Default: robust; fast where your key, your pictures, `variants` or
-            `assign` decide what is hidden and nothing is fine-tuned.
+        source: the name of a data set, or a folder of class folders; it is written to
+            `target`. In Python also an `ImageSet`, which comes back protected.
+        target: a new folder to write. In Python, for an `ImageSet`: who hides, as
+            `hider`.
+        hider: who hides: a preset with weights ("robust", "fast") or a .safetensors
+            file. In Python also a `Hider`. Default: robust; fast where your key, your
+            pictures, `variants` or `assign` decide what is hidden and nothing is
+            fine-tuned.
         psnr: every picture has this PSNR in dB or more, 20 to 60. Default: 30.1.
         seed: of what each class hides, and of fine-tuning.
         assign: "own" (each class hides its own shape), "far" (shapes far apart) or
             "keyed" (a choice that only your key can tell). Default: as the preset was
             trained.
-        key: your key, from `dh_keygen`, as bytes or as its file.
+        key: your key, the file that `dh_keygen` wrote. In Python also its bytes.
         pictures: hide pictures of yours, from class folders in this folder.
         variants: pictures of each class that are hidden in turn, at least 1.
         finetune: train so many steps on these pictures first. The weights are kept

@@ -10,7 +10,7 @@ __all__ = ['RECIPES', 'Recipe', 'train_standard', 'recipe_of', 'finetune', 'summ
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 import torch
-from .data import BadInput, ImageSet
+from .data import BadInput, ImageSet, check_count
 from .distort import RandomDistortion
 from .features import extractor
 from .hiding import Hider, Preset, at_places, preset
@@ -99,8 +99,8 @@ def train_hider(
     """Train a hider.
 
     Args:
-        preset: a name of `list_presets`, or a `Preset` of your own: network, losses,
-            recipe.
+        preset: a name of `list_presets`. In Python also a `Preset` of your own:
+            network, losses, recipe.
         data: covers to train on, an `ImageSet` from `load_dataset`, 32 px or more.
         steps: batches, above zero.
         psnr: budget in dB that every published picture keeps, 20 to 60.
@@ -127,7 +127,8 @@ def train_hider(
     Source:
         Meng et al., arXiv 2406.17349, with the changes of 32_training and 56_survive.
     """
-    check_training(data, steps, psnr)
+    check_training(data, psnr)
+    check_count(steps=steps)
     if start and (resume or weights):
         raise BadInput("start adapts weights as they are: no resume, no weights.")
     torch.manual_seed(seed)
@@ -150,14 +151,12 @@ def train_hider(
 # %% ../nbs/57_recipes.ipynb #a5ccc1d7
 def check_training(
     data: ImageSet | None,  # covers
-    steps: int,  # batches
     psnr: float,  # budget
 ) -> None:
     "BadInput for what no training can be made of."
     if not isinstance(data, ImageSet):
         raise BadInput("A hider is trained on pictures: give an ImageSet, such as "
                        "load_dataset('embedded').")
-    if steps < 1: raise BadInput(f"steps is {steps}: it is a whole number above zero.")
     if not 20 <= psnr <= 60:
         raise BadInput(f"psnr must lie between 20 and 60 dB, not {psnr:g}.")
 

@@ -219,7 +219,8 @@ def frame(
     plain = [dict(r if isinstance(r, dict) else asdict(r)) for r in rows]
     names = [f.name for f in fields(KINDS[kind]) if f.name != "extra"]
     table = pd.DataFrame([r | r.pop("extra", {}) for r in plain])
-    return table.reindex(columns=[*names, *(c for c in table if c not in names)])
+    table = table.reindex(columns=[*names, *(c for c in table if c not in names)])
+    return table if len(table) else table.astype(object)  # else no texts in it
 
 
 def read(

@@ -131,11 +131,12 @@ def reveal(
     """Reveal what is hidden in published pictures.
 
     Args:
-        image: uint8 (3, H, W) or (N, 3, H, W); a set that `protect` gave back; or a
-            picture file.
-        hider: who hid: a preset, a .safetensors file or a `Hider`. Default: the one
-            that a set or the manifest of a folder names, else robust.
-        manifest: for a file, the manifest of the folder it was published in, when it
+        image: a picture file. In Python also uint8 (3, H, W) or (N, 3, H, W), or a set
+            that `protect` gave back.
+        hider: who hid: a preset or a .safetensors file. In Python also a `Hider`.
+            Default: the one that the manifest of the picture's folder names, or the
+            set; else robust.
+        manifest: the manifest of the folder that the file was published in, when it
             lies elsewhere now.
 
     Returns:

@@ -42,7 +42,7 @@ def groups(
     rows: pd.DataFrame,  # from `read`
 ) -> dict[tuple, pd.DataFrame]:  # (data set, scale, rows, victim) -> its rows
     "Rows that may share a table, each with the name of its line and its column."
-    known = rows.assign(rows=rows.subset.str.partition(", ")[0])
+    known = rows.assign(rows=rows.subset.str.split(", ").str[0])
     return {head: name_lines(group)
             for head, group in known.groupby(list(ABOUT), sort=False)}
 

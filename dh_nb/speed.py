@@ -21,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from .countermeasures.base import Countermeasure
-from .data import ImageSet, device, load_dataset
+from .data import BadInput, ImageSet, device, load_dataset
 from .nets import net
 from .results import Measure, append, read
 from .victim import (Run, Team, accuracy, describe, fresh, optimisers, pad_store,
@@ -285,14 +285,16 @@ def speed(
     per_class: int | None = 1000,  # first so many of every class; None: all
     root: str | Path | None = None,  # where data sets live
     rounds: int = 4,  # slices of each way
-    seconds: float = 20.0,  # of a slice
+    seconds: float = 20.0,  # length of a slice of the race, up to an hour
     goal: float = 75.0,  # percent of clean test pictures
     seed: int = 0,  # of everything random
-    full: bool = False,  # train the plain loop to the goal too
+    full: bool = False,  # train the plain loop to the goal too: hours on two cores
     keep: str | Path | None = None,  # file of that training, to go on from
     results: str | Path | None = None,  # folder of rows; None: nothing is written
 ) -> list[Measure]:  # what was measured
     "Our loop against the plain one, and against the machine."
+    if not 0 < seconds < 3600:
+        raise BadInput(f"A slice of {seconds:g} seconds: give more than 0, up to 3600.")
     data = load_dataset(dataset, root=root, per_class=per_class)
     test = load_dataset(dataset, root=root, split="test")
     place = dict(dataset=dataset, seed=seed,
