@@ -90,7 +90,7 @@ def folder_digest(
         digest.update(p.relative_to(here).as_posix().encode() + p.read_bytes())
     return digest.hexdigest()[:8]
 
-
+# %% ../nbs/62_bench.ipynb #0e8e9470
 def cell(
     dataset: str,  # one of `load_dataset`
     method: str,  # one of METHODS, or files:DIR
@@ -122,7 +122,7 @@ def cell(
 
 # %% ../nbs/62_bench.ipynb #3cbef15d
 def plan_cells(
-    dataset: str | None = None,  # of `list_datasets`; None: embedded if tiny, else cifar10
+    dataset: str | None = None,  # None: embedded if the scale is tiny, else cifar10
     methods: list[str] = ("clean", "dh"),  # names with commas, files:DIR, or all
     countermeasures: list[str] | None = None,  # such as "jpeg(quality=50)"; None: all
     seeds: int = 1,  # how many victims, with seeds from 0
@@ -427,7 +427,7 @@ def follow(
             bar.update(len(todo) - len(missing(todo, read(results))) - bar.n)
     return done, errors
 
-
+# %% ../nbs/62_bench.ipynb #b67ce20d
 def run(
     plan: list[dict],  # cells, from `cell` or `plan_cells`
     results: str | Path = "results",  # folder of the rows
@@ -455,7 +455,7 @@ def run(
     if errors: raise errors[0]
     return done
 
-
+# %% ../nbs/62_bench.ipynb #7cc28cc6
 def note_run(
     plan: list[dict],  # cells that were all judged in one go
     minutes: float,  # that took

@@ -105,7 +105,7 @@ def read_function(
         p.arg: (ast.unparse(p.annotation), words[p.arg], v and ast.unparse(v))
         for p, v in zip(a.args + a.kwonlyargs, values)}
 
-
+# %% ../nbs/91_cli.ipynb #b587d36a
 def number(
     kind: type,  # int or float
 ) -> Callable:  # text -> number
@@ -154,16 +154,17 @@ def protect(
         "  dh_protect photos out\n  dh_protect cifar10 out --per-class 1000\n"
         "  dh_protect photos out --psnr 34 --strict\n"
         "  dh_keygen my.key; dh_protect photos out --key my.key"))
-    add_options(p, place, "source target", "hider psnr seed assign key pictures variants "
-                "finetune per_class root strict", hider=["--preset", "--weights"])
+    add_options(p, place, "source target",
+                "hider psnr seed assign key pictures variants finetune per_class root "
+                "strict", hider=["--preset", "--weights"])
     a = vars(p.parse_args(args))
     from dh_nb.publishing import protect
     made = protect(**a)
     for line in made["skipped"]:
         print(f"skipped {line}", file=sys.stderr)
-    print(f"Protected {len(made['images'])} images of {len(made['classes'])} classes by "
-          f"{made['preset']}, each at {made['psnr_budget']:g} dB or better, in "
-          f"{a['target']}.")
+    n, k = len(made["images"]), len(made["classes"])
+    print(f"Protected {n} images of {k} classes by {made['preset']}, each at "
+          f"{made['psnr_budget']:g} dB or better, in {a['target']}.")
 
 # %% ../nbs/91_cli.ipynb #86f0d4cf
 @command
@@ -214,9 +215,8 @@ def reveal(
         read_function(place)[0], "  dh_reveal out/train/cat/00012.png\n"
         "  dh_reveal p.png --manifest out/manifest.json --key my.key"))
     add_options(p, place, "image", "hider manifest", hider=["--preset", "--weights"])
-    p.add_argument("--key", metavar="FILE", help="your key, where the manifest says that "
-                   "one was used")
-    p.add_argument("--out", metavar="FILE", help="default: IMAGE with .hidden.png, here")
+    p.add_argument("--key", metavar="FILE", help="your key, where one was used")
+    p.add_argument("--out", metavar="FILE", help="default: IMAGE.hidden.png, here")
     a = vars(p.parse_args(args))
     out, key = a.pop("out", Path(a["image"]).stem + ".hidden.png"), a.pop("key", None)
     if Path(out).exists(): p.refuse(f"{out} exists; choose another name with --out.")
@@ -225,8 +225,8 @@ def reveal(
     known, fits = read_manifest(a["manifest"]) if "manifest" in a else None, ""
     found = reveal(**a)
     if known:
-        fits = (" It is nearest to what class {} hides, at distance {:.2f} (0: the same, "
-                "1: unrelated).".format(*nearest_class(found, known, key)))
+        fits = (" It is nearest to what class {} hides, at distance {:.2f} (0: the "
+                "same, 1: unrelated).".format(*nearest_class(found, known, key)))
     save_png((found * 255).round().byte(), Path(out))
     print(f"What is hidden in {a['image']} is in {out}.{fits}")
 
@@ -241,7 +241,7 @@ def loss_weight(
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=WEIGHT") from None
 
-
+# %% ../nbs/91_cli.ipynb #a5766aaf
 @command
 def train(
     args: list[str] | None = None,  # arguments; None: those of the process
@@ -252,7 +252,8 @@ def train(
         "  dh_train photos --start fast --steps 150 --out mine.safetensors\n"
         "  dh_train cifar10 --skip 1000 --steps 3000 --out fast.safetensors"))
     p.add_argument("source", help="a data set, or a folder of class folders")
-    p.add_argument("--out", required=True, metavar="FILE", help="a new .safetensors file")
+    p.add_argument("--out", required=True, metavar="FILE", help="a new .safetensors "
+                   "file")
     add_options(p, "recipes.train_hider", "", "preset steps psnr seed start resume")
     p.add_argument("--weights", action="append", default=[], type=loss_weight,
                    metavar="NAME=W", help="another weight for a loss")
@@ -269,8 +270,8 @@ def train(
     data = load_dataset(source, **rows)
     hider = train_hider(data=data, **{**a, "weights": dict(a["weights"])})
     hider.save(out)
-    print(f"Trained {hider.preset.name} for {hider.notes['steps']} steps on {len(data)} "
-          f"images; the weights are in {out}.")
+    print(f"Trained {hider.preset.name} for {hider.notes['steps']} steps on "
+          f"{len(data)} images; the weights are in {out}.")
 
 # %% ../nbs/91_cli.ipynb #f7496169
 @command
@@ -335,8 +336,8 @@ def plan_options(
     p: Parser,  # gets them
 ) -> None:
     "What a plan is made of."
-    add_options(p, "bench.plan_cells", "", "dataset methods countermeasures seeds victim "
-                "scale")
+    add_options(p, "bench.plan_cells", "",
+                "dataset methods countermeasures seeds victim scale")
     p.add_argument("--ratios", type=ratios, metavar="LIST",
                    help="protect these shares of each class, such as 0.2,0.5,1")
     p.add_argument("--plugin", action="append", default=[], metavar="FILE",
@@ -369,7 +370,8 @@ def bench_run(
     from dh_nb.bench import note_run, run
     from dh_nb.results import missing, read
     try: done = run(plan, **a)
-    except KeyboardInterrupt: p.exit(130, f"{p.prog}: stopped; finished cells are kept.\n")
+    except KeyboardInterrupt:
+        p.exit(130, f"{p.prog}: stopped; finished cells are kept.\n")
     minutes, results = (time.monotonic() - begun) / 60, a.get("results", "results")
     left = len(missing(plan, read(results)))
     others = " Another process had the others in hand." * bool(left)
@@ -384,10 +386,11 @@ def bench_status(
 ) -> None:
     "Say how much of a plan is missing, and what."
     plan = bench_plan(a)
+    import torch
     from dh_nb.results import read
     from dh_nb.scorecard import left_out, status
-    rows, workers = read(a.get("results", "results")), a.get("workers") or os.cpu_count()
-    print(status(plan, rows, workers))
+    rows = read(a.get("results", "results"))
+    print(status(plan, rows, a.get("workers") or torch.get_num_threads()))
     if text := left_out(plan, rows): print(text)
 
 
@@ -433,7 +436,7 @@ def table_options(p: Parser) -> None:  # gets them
     "Options of dh_bench table."
     add_options(p, "bench.plan_cells", "", "dataset scale victim")
     add_options(p, "bench.run", "", "results")
-    p.add_argument("--out", metavar="DIR", help="where the tables go (default: results)")
+    p.add_argument("--out", metavar="DIR", help="where tables go (default: results)")
 
 
 def speed_options(p: Parser) -> None:  # gets them
@@ -473,7 +476,8 @@ def bench(
         "  dh_bench table --scale tiny\n  dh_bench run --help"))
     words = p.add_subparsers(metavar="COMMAND", required=True)
     for word, (work, options, examples) in BENCH.items():
-        q = words.add_parser(word, help=work.__doc__, **described(work.__doc__, examples))
+        about = work.__doc__
+        q = words.add_parser(word, help=about, **described(about, examples))
         options(q)
         q.set_defaults(work=work, parser=q)
     a = vars(p.parse_args(args))
@@ -545,7 +549,7 @@ def offered(
     for folder in folders: fitting(folder)
     return {"DH_FILES": "\n".join(map(os.path.abspath, folders))}
 
-
+# %% ../nbs/91_cli.ipynb #a5ee2d84
 @command
 def explore(
     args: list[str] | None = None,  # arguments; None: those of the process

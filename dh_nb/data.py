@@ -41,7 +41,7 @@ def check_count(
     "BadInput for what is no whole number, or too small a one."
     for name, value in values.items():
         if value is not None and (type(value) is not int or value < least):
-            raise BadInput(f"{name} is {value!r}: it is a whole number from {least} up.")
+            raise BadInput(f"{name} is {value!r}: give a whole number from {least} up.")
 
 # %% ../nbs/01_data.ipynb #0c08173a
 def to_float(
@@ -548,7 +548,8 @@ def read_rows(
         raise BadInput(f"{info['dataset']} has a class with no more than {skip} rows: "
                        "skip fewer.")
     names = [source.names[i] for i in rows.tolist()]
-    return ImageSet(source.read(rows, size), source.y[rows], source.classes, names, info)
+    x = source.read(rows, size)
+    return ImageSet(x, source.y[rows], source.classes, names, info)
 
 # %% ../nbs/01_data.ipynb #d96a4d0c
 def device() -> torch.device:  # cuda, else mps, else cpu

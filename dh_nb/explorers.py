@@ -244,7 +244,7 @@ def quiet(
 ) -> None:
     "A progress that says nothing."
 
-
+# %% ../nbs/80_explorers.ipynb #5dc6bf79
 def published(
     dataset: str,  # a name
     per_class: int,  # first pictures of each class
@@ -293,7 +293,7 @@ SWEEPS = {  # name -> (parameters, five values of them)
     "dvae": ("high={}", (4000, 2000, 1000, 500, 250)),
 }
 
-
+# %% ../nbs/80_explorers.ipynb #2e464c1d
 def sweep(
     spelled: str,  # a name, or one with parameters
     strength: int,  # 1 to 5; 3 as in the suite
@@ -306,8 +306,8 @@ def sweep(
 
 def between() -> list[str]:  # names
     "Countermeasures that turn files into files, and one augmentation."
-    return [*(n for n, c in COUNTERMEASURES.items() if c.kind in ("preprocess", "purify")),
-            "randaugment"]
+    kinds = ("preprocess", "purify")
+    return [*(n for n, c in COUNTERMEASURES.items() if c.kind in kinds), "randaugment"]
 
 # %% ../nbs/80_explorers.ipynb #b9e865de
 def setting(
@@ -956,7 +956,7 @@ def draw_accuracies(
     if any(known.values()):
         ax.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2)
 
-
+# %% ../nbs/80_explorers.ipynb #bedd655e
 @rc_context(STYLE)
 def draw_suite(
     fig: Figure,  # where to draw
@@ -966,8 +966,8 @@ def draw_suite(
 ) -> None:
     "One picture after each countermeasure, the picked one framed."
     names = list_countermeasures()
-    grid = fig.add_gridspec(len(names) // 5 + 1, 5, left=0.03, right=0.97, bottom=0.02, top=0.93,
-                            wspace=0.05, hspace=0.4)
+    grid = fig.add_gridspec(len(names) // 5 + 1, 5, left=0.03, right=0.97, bottom=0.02,
+                            top=0.93, wspace=0.05, hspace=0.4)
     axes = list(grid.subplots().flat)
     for ax in axes[len(names):]: ax.set_axis_off()
     for ax, name in zip(axes, names):
@@ -1034,7 +1034,8 @@ def shared(
     rows: pd.DataFrame,  # of one group, from `groups`
 ) -> pd.DataFrame:  # fewer columns, no gaps
     "Only countermeasures under which every line was judged."
-    return rows.groupby("column").filter(lambda g: g.line.nunique() == rows.line.nunique())
+    lines = rows.line.nunique()
+    return rows.groupby("column").filter(lambda g: g.line.nunique() == lines)
 
 
 def ordered(
@@ -1089,8 +1090,9 @@ def draw_scores(
     else: heat_map(fig, numbers, (names, heads), title, **say)
     best = all_lines.iloc[0]
     number = None if by == "name" else best.get(by)
-    first = f"{best.method} is first" + (f" with {number:.1f}" if pd.notna(number) else "")
-    gap = "" if by == "name" or pd.notna(number) else " (no line has all columns)"
+    known = pd.notna(number)
+    first = f"{best.method} is first" + (f" with {number:.1f}" if known else "")
+    gap = "" if by == "name" or known else " (no line has all columns)"
     gap += "; * is not counted, clean stays below its floor" * bool(weak)
     some = f"; shown: {', '.join(lines.method)}" * (part != "all")
     fig.alt = (f"{title}: accuracy in percent of {len(all_lines)} lines under "

@@ -296,7 +296,7 @@ def default_hider(
     yours = key or pictures or variants > 1 or assign not in (None, "far")
     return "fast" if yours and not finetune else DEFAULT
 
-
+# %% ../nbs/58_publishing.ipynb #7dfb9742
 def prepare(
     source: Source,  # covers
     hider: Hider | str | Path | None,  # who hides; None: `default_hider`
@@ -320,7 +320,8 @@ def prepare(
     if name == DEFAULT and not finetune and (
             usual != DEFAULT or len(source.classes) > BOOK):
         warnings.warn(f"{name} was not trained with all that is hidden here, and little "
-                      "of that survives; finetune trains it first.", stacklevel=3)
+                      "of that survives; fine-tuning trains it first (finetune).",
+                      stacklevel=3)
     if finetune:
         finetune_hider(hider, source.sample(), secrets, steps=finetune, psnr=psnr,
                        seed=seed)

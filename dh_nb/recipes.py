@@ -38,7 +38,7 @@ def train_standard(
     psnr: float = 30.1,  # budget in dB
     seed: int = 0,  # pairs, distortions, classifier
 ) -> list[dict[str, float]]:  # every loss of every step
-    "Any picture of the library into any cover, with the helpers that the preset weighs."
+    "Any picture of the library into any cover, with the losses that the preset weighs."
     secrets, distort = library(seed=seed), RandomDistortion()
     weight = hider.preset.weights.get
     reader = net("quick", len(secrets)) if weight("reader") else None

@@ -207,7 +207,7 @@ def read_lines(
             for t in lines + [rest] * bool(from_line(rest))]
     if None in rows:
         n = rows.index(None) + 1
-        raise BadInput(f"{path}, line {n}: not a row of {path.stem}; mend or delete it.")
+        raise BadInput(f"{path}, line {n}: no row of {path.stem}; mend or delete it.")
     return list({key(r): r for r in rows}.values())
 
 

@@ -179,8 +179,7 @@ def fit_hider(
         cover, secret, y = (t.to(at) for t in draw(x8, secrets, config.batch, g))
         losses = hiding_step(hider, cover, secret, y, g, distort, reader, concentrate,
                              config.psnr, crowd)
-        for opt, _ in plans:
-            opt.zero_grad()
+        for opt, _ in plans: opt.zero_grad()
         weighted(losses, hider.preset.weights).backward()
         nn.utils.clip_grad_norm_(hider.parameters(), config.clip,
                                  error_if_nonfinite=True)

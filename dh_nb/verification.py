@@ -45,7 +45,7 @@ def match_pairs(
     "Pair published files with their originals by class and name."
     published = Path(target) / "train"
     if not published.is_dir():
-        raise BadInput(f"{target} holds no protected pictures (no folder train/ in it).")
+        raise BadInput(f"{target} holds no protected pictures: no folder train/ in it.")
     size = victim_size(published)
     protected = load_dataset(str(published), size=size)
     train, test = load_dataset(str(source), split="both", root=root, size=size,
@@ -86,7 +86,7 @@ def verify(
     """Train a network on the originals and one on the protected files.
 
     Args:
-        source: what was protected: the name of a data set, or a folder of class folders.
+        source: what was protected: a data set, or a folder of class folders.
         target: the folder that `protect` wrote.
         per_class: judge the first so many pictures of each class. Default: all.
         seed: of both victims and of the held-out fifth of a plain folder.

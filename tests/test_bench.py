@@ -1,26 +1,29 @@
 "The bench: whoever is judged, whatever kills it, whoever shares the work."
 import json, os, re, shutil, signal, subprocess, sys, time
+from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import fmean
 
+import pandas as pd
 import pytest
 import torch
 from torch.nn.functional import interpolate
 from torchvision.models import alexnet
 from torchvision.transforms import Normalize
 
-from dh_nb import cli, evaluate as e, scorecard as s
-from dh_nb.countermeasures.suite import FLOORS, countermeasure, suite
+from dh_nb import bench as e, cli, methods, protocol, registry, scorecard as s
+from dh_nb.countermeasures.base import Countermeasure, Filter
+from dh_nb.countermeasures.suite import COUNTERMEASURES, FLOORS, countermeasure, suite
 from dh_nb.data import BadInput, load_dataset, read_image
 from dh_nb.distort import gaussian_blur, grayscale, jpeg
 from dh_nb.lfc import damaged
 from dh_nb.nets import NETS
-from dh_nb.protect import protect, save_png
+from dh_nb.publishing import protect, save_png
 from dh_nb.quality import perceptual, quality_table
-from dh_nb.results import Row, key, read
+from dh_nb.results import Row, append, frame, key, read
+from dh_nb.victim import VictimConfig
 
 import house
 
@@ -28,7 +31,36 @@ import house
 @pytest.fixture
 def short(monkeypatch):
     "Victims of two steps."
-    monkeypatch.setattr(e, "schedule", lambda n: dict(epochs=1, batch=100))
+    monkeypatch.setattr(protocol, "training_budget",
+                        lambda n, **how: VictimConfig(epochs=1, batch=100, **how))
+
+
+def in_a_thread(monkeypatch):
+    "Cells are judged in this process, so that they see what a test has changed."
+    here = lambda n, ray: (ThreadPoolExecutor(1), e.LocalExecutor(), 1)
+    monkeypatch.setattr(e, "make_executor", here)
+
+
+@pytest.fixture
+def forgetful(monkeypatch):
+    "What is registered in a test is gone after it."
+    for place in (registry.TABLES["method"], registry.TABLES["countermeasure"],
+                  registry.REGISTERED, registry.PLUGINS):
+        for name in place: monkeypatch.setitem(place, name, place[name])
+    before = [(d, set(d)) for d in (*registry.TABLES.values(), registry.REGISTERED,
+                                    registry.PLUGINS)]
+    yield
+    for place, names in before:
+        for name in set(place) - names: del place[name]
+
+
+def plugin_of(name):
+    "The text of the plug-in that a room teaches."
+    cell, = [c for c in house.read(house.ROOT / f"nbs/{name}.ipynb").cells
+             if c.source.startswith("PLUGIN = ")]
+    space = {}
+    exec(cell.source.partition("with ")[0], space)
+    return space["PLUGIN"]
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +88,9 @@ def test_files_are_treated_as_they_were_before_the_suite(name, old, data):
 
 
 def test_stored_rows_are_cells_of_today():
-    stored = [r for r in read(house.ROOT / "results")
-              if r["victim"] in NETS and r["method"] in e.METHODS
-              and r["subset"] in ("all", "first 1000 a class")]
+    rows = read(house.ROOT / "results")
+    stored = rows[rows.victim.isin(list(NETS)) & rows.method.isin(list(e.METHODS))
+                  & rows.subset.isin(["all", "first 1000 a class"])].to_dict("records")
     assert len(stored) > 60
     for r in stored:
         c = e.cell(r["dataset"], r["method"], r["countermeasure"], r["seed"], r["victim"],
@@ -75,10 +107,10 @@ def test_the_suite_has_eighteen_and_every_name_makes_a_cell():
 @pytest.mark.parametrize("name", ["none", "bit_depth", "cutmix", "adversarial_training",
                                   "orthogonal_projection"])
 def test_a_countermeasure_of_every_kind_gives_a_row(name, short, tmp_path):
-    row, = e.judge([e.cell("embedded", "class DCT", name, 0)], tmp_path)
-    assert row.extra.get("setting", "") == getattr(countermeasure(name), "setting", "")
+    row, = e.run_cells([e.cell("embedded", "class DCT", name, 0)], tmp_path)
+    assert row.extra.get("setting", "") == countermeasure(name).setting
     assert row.psnr_min >= 30.1 and 0 < row.extra["low_share"] <= 1 and row.seconds > 0
-    assert read(tmp_path)[0]["extra"].keys() >= {"linf_max", "unchanged", "feature_distance", "lpips"}
+    assert {*read(tmp_path)} >= {"linf_max", "unchanged", "feature_distance", "lpips"}
 
 
 def weights_of_lpips():
@@ -92,7 +124,7 @@ def test_lpips_is_its_package_s_where_weights_lie_and_a_reason_where_not(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     x8 = data.x[:6]
     y8 = gaussian_blur(x8 / 255).mul(255).round().byte()
-    assert e.lpips(x8, y8) == "alexnet-owt-7be5be79.pth is not at hand"
+    assert protocol.lpips(x8, y8) == "alexnet-owt-7be5be79.pth is not at hand"
     torch.manual_seed(0)
     body = alexnet(weights=None)  # the package loads it as it would load the trained one
     (tmp_path / "hub/checkpoints").mkdir(parents=True)
@@ -107,40 +139,39 @@ def test_lpips_is_its_package_s_where_weights_lie_and_a_reason_where_not(
         return [maps[i] for i in at]
     with torch.no_grad():
         ours = perceptual(x8 / 255, y8 / 255, layers, weights).mean().item()
-    assert ours > 1e-4 and e.lpips(x8, y8) == pytest.approx(ours, rel=1e-4)
-    assert e.lpips(x8, x8) == 0
-    monkeypatch.setattr(e, "find_spec", lambda name: None)
-    assert e.lpips(x8, y8) == "the package lpips is not installed"
+    assert ours > 1e-4 and protocol.lpips(x8, y8) == pytest.approx(ours, rel=1e-4)
+    assert protocol.lpips(x8, x8) == 0
+    monkeypatch.setattr(protocol, "find_spec", lambda name: None)
+    assert protocol.lpips(x8, y8) == "the package lpips is not installed"
 
 
 def test_a_countermeasure_may_ask_for_epochs_and_an_unfinished_training_is_kept(
         short, tmp_path, monkeypatch):
-    seen = []
+    seen, real = [], protocol.train_victim
 
-    def trainer(x8, y, x_test, y_test, name, keep=None, seed=0, adversary=None, **how):
-        seen.append((how, keep))
-        return real(x8, y, x_test, y_test, name, seed=seed, adversary=adversary, **how)
-    real, foe = e.train_victim, countermeasure("cutout")
-    foe.longer = 3
-    monkeypatch.setattr(e, "train_victim", trainer)
-    monkeypatch.setattr(e, "countermeasure", lambda name: foe)
-    e.judge([e.cell("embedded", "clean", "cutout", 0)], tmp_path)
-    (how, keep), = seen
-    assert how["epochs"] == 3 and keep.parent == tmp_path / "cells"
-    assert read(tmp_path)[0]["extra"]["epochs"] == 3
+    def trainer(*pictures, keep=None, **how):
+        seen.append((pictures[-1], keep))
+        return real(*pictures, **how)
+    monkeypatch.setattr(COUNTERMEASURES["cutout"], "longer", 3)
+    monkeypatch.setattr(protocol, "train_victim", trainer)
+    e.run_cells([e.cell("embedded", "clean", "cutout", 0)], tmp_path)
+    (config, keep), = seen
+    assert config.epochs == 3 and keep.parent == tmp_path / "cells"
+    assert read(tmp_path).epochs[0] == 3
 
 
 def test_files_are_treated_at_their_published_size(short, monkeypatch):
     "Filters see the published size, the victim 64 pixels."
     x8 = torch.randint(0, 256, (20, 3, 80, 80), dtype=torch.uint8)
     y, test = torch.arange(20) % 2, torch.zeros(4, 3, 64, 64, dtype=torch.uint8)
-    sizes = []
-    foe = countermeasure("jpeg")
-    real = foe.files
-    foe.files = lambda x, *a: (sizes.append(x.shape[-1]), real(x, *a))[1]
-    monkeypatch.setattr(e, "countermeasure", lambda name: foe)
-    files = e.Published(x8, y, test, torch.arange(4) % 2, {})
-    e.trained(e.cell("imagenette", "clean", "jpeg", 0), files)
+    sizes, files = [], Filter.files
+
+    def watched(self, x8, *more):
+        sizes.append(x8.shape[-1])
+        return files(self, x8, *more)
+    monkeypatch.setattr(Filter, "files", watched)
+    published = e.Published(x8, y, test, torch.arange(4) % 2, {})
+    e.run_cell(e.cell("imagenette", "clean", "jpeg", 0), published)
     assert sizes == [80]
 
 
@@ -151,14 +182,14 @@ def test_a_folder_is_judged_as_the_method_that_made_it(theirs, data, tmp_path):
     for i in range(0, 200, 7):
         name = f"{data.classes[int(data.y[i])]}/{data.names[i]}.png"
         assert torch.equal(given[i], read_image(theirs / "train" / name))
-    as_it = e.publish_as("robust", e.open_task("embedded", 20, 40), 0)
+    as_it = methods.publish_as("robust", e.open_task("embedded", 20, 40), 0)
     apart = (given.float() - as_it.float()).abs()  # batches of other sizes round otherwise
     assert apart.max() <= 2 and apart.mean() < 0.01
     plain = tmp_path / "plain"  # class folders alone, without a manifest
     shutil.copytree(theirs / "train", plain)
     assert torch.equal(e.from_folder(plain, data), given)
     c = e.cell("embedded", f"files:{theirs}", "none", 0)
-    files = e.published(c, *e.opened(c))
+    files = e.publish(c, *e.load_task(c))
     q = quality_table(data.x, given)
     assert (files.card["psnr_min"], files.card["ssim"]) == (q["psnr_min"], q["ssim_mean"])
     assert str(tmp_path) not in str(key(c)) and c["method"] == "files:out"
@@ -166,7 +197,7 @@ def test_a_folder_is_judged_as_the_method_that_made_it(theirs, data, tmp_path):
 
 def test_a_row_tells_no_folder(theirs, short, tmp_path):
     c = e.cell("embedded", f"files:{theirs}", "none", 0)
-    e.judge([c], tmp_path)
+    e.run_cells([c], tmp_path)
     assert str(theirs.parent) not in (tmp_path / "cells.jsonl").read_text()
 
 
@@ -203,7 +234,7 @@ def test_a_folder_that_does_not_fit(how, says, theirs, tmp_path, capsys):
 @pytest.mark.parametrize("ratio", [0.05, 0.2, 0.5, 1.0])
 def test_a_ratio_protects_the_first_share_of_each_class(ratio, data):
     c = e.cell("embedded", "class DCT", "none", 0, ratio=ratio)
-    files = e.published(c, *e.opened(c))
+    files = e.publish(c, *e.load_task(c))
     changed = (files.x8 != data.x).flatten(1).any(1)
     for label in range(10):
         mine = changed[data.y == label]
@@ -223,11 +254,12 @@ def test_a_ratio_is_part_of_what_a_row_is():
 
 SHORT = """
 import sys
-from dh_nb import evaluate as e
-e.schedule = lambda n: dict(epochs=2, batch=50)
+from dh_nb import bench as e, protocol
+from dh_nb.victim import VictimConfig
+protocol.training_budget = lambda n, **how: VictimConfig(epochs=2, batch=50, **how)
 PLAN = e.plan_cells("embedded", ["clean", "class DCT"], ["none", "jpeg", "cutout"], 2)
 if __name__ == "__main__":
-    print(sum(len(e.judge(g, "rows")) for g in e.shares(PLAN, 1)))
+    print(sum(len(e.run_cells(g, "rows")) for g in e.shares(PLAN, 1)))
 """
 
 
@@ -239,10 +271,10 @@ def started(folder):
 def test_kill_9_loses_no_row_and_two_processes_do_no_cell_twice(tmp_path):
     (tmp_path / "bench.py").write_text(SHORT)
     rows, kid, start = tmp_path / "rows", started(tmp_path), time.time()
-    while not read(rows) and time.time() - start < 300: time.sleep(0.02)
+    while read(rows).empty and time.time() - start < 300: time.sleep(0.02)
     os.kill(kid.pid, signal.SIGKILL)
     kid.communicate()
-    before = read(rows)
+    before = [json.loads(t) for t in (rows / "cells.jsonl").read_text().splitlines()]
     assert 1 <= len(before) < 12
     pair = [started(tmp_path) for _ in "ab"]
     said = [p.communicate(timeout=600) for p in pair]
@@ -257,9 +289,9 @@ def test_kill_9_loses_no_row_and_two_processes_do_no_cell_twice(tmp_path):
 
 ORPHANS = """
 import os, sys, time
-from dh_nb.evaluate import crew
+from dh_nb.bench import make_executor
 if __name__ == "__main__":
-    pool, _, _ = crew(1, None)
+    pool, _, _ = make_executor(1, None)
     print(pool.submit(os.getpid).result(), flush=True)
     pool.submit(time.sleep, 600)
     time.sleep(600)
@@ -288,11 +320,11 @@ def test_workers_leave_with_their_parent(tmp_path):
 
 def test_a_method_that_fails_does_not_stop_the_others(short, tmp_path, monkeypatch):
     def fails(task, seed): raise BadInput("No luck.")
-    monkeypatch.setitem(e.METHODS, "unlucky", fails)
-    monkeypatch.setattr(e, "crew", lambda n, ray: (ThreadPoolExecutor(1), e.Here(), 1))
+    monkeypatch.setitem(e.METHODS, "unlucky", methods.Method(fails))
+    in_a_thread(monkeypatch)
     plan = e.plan_cells("embedded", ["unlucky", "clean", "class DCT"], ["none"])
     with pytest.raises(BadInput, match="No luck"): e.run(plan, tmp_path)
-    assert [r["method"] for r in read(tmp_path)] == ["clean", "class DCT"]
+    assert read(tmp_path).method.tolist() == ["clean", "class DCT"]
     with pytest.raises(BadInput, match="No luck"): e.run(plan, tmp_path)
     monkeypatch.setitem(e.METHODS, "unlucky", e.METHODS["clean"])
     assert e.run(plan, tmp_path) == 1 and e.run(plan, tmp_path) == 0
@@ -300,15 +332,15 @@ def test_a_method_that_fails_does_not_stop_the_others(short, tmp_path, monkeypat
 
 def test_only_a_foreign_training_is_thrown_away(tmp_path, monkeypatch):
     c, keep = e.cell("embedded", "clean", "none", 0), tmp_path / "half.safetensors"
-    files, said = e.published(c, *e.opened(c)), []
+    files, said = e.publish(c, *e.load_task(c)), []
 
     def fails(kind, *args, keep, **how):
         said.append(keep.exists())
         raise kind("No.")
-    for kind, tries in ((BadInput, [True]), (e.OtherTraining, [True, False])):
-        monkeypatch.setattr(e, "train_victim", partial(fails, kind))
+    for kind, tries in ((BadInput, [True]), (protocol.OtherTraining, [True, False])):
+        monkeypatch.setattr(protocol, "train_victim", partial(fails, kind))
         keep.touch(), said.clear()
-        with pytest.raises(BadInput, match="No"): e.trained(c, files, keep)
+        with pytest.raises(BadInput, match="No"): e.run_cell(c, files, keep)
         assert said == tries
     assert not keep.exists()
 
@@ -322,13 +354,95 @@ def test_shares_keep_pictures_together_and_leave_nobody_idle():
         assert all(len({(c["method"], c["seed"]) for c in g}) == 1 for g in got)
 
 
+# ---- your own method and countermeasure ----
+
+@pytest.mark.parametrize("room, method, foe", [
+    ("92_house", "stamp", "crop(border=3)"), ("99_project", "brighter", "few_greys(levels=8)")])
+def test_a_plug_in_is_judged_by_real_processes(room, method, foe, tmp_path):
+    "The file that a room teaches, from the command, by two spawned workers."
+    (tmp_path / "mine.py").write_text(plugin_of(room))
+    bench = Path(sys.executable).with_name("dh_bench")
+
+    def ask(word, *more):
+        done = subprocess.run([bench, word, "--scale", "tiny", "--plugin", "mine.py", "--methods",
+                               method, "--countermeasures", f"none,{foe}", *more],
+                              cwd=tmp_path, text=True, capture_output=True, timeout=600)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+    assert "2 of 2 are in results" in ask("run", "--workers", "2")
+    rows, mine = read(tmp_path / "results"), registry.read_plugin(tmp_path / "mine.py").digest
+    assert set(rows.method) == {method} and set(rows.countermeasure) == {"none", foe}
+    assert set(rows.plugin) == {mine, f"{mine}+{mine}"}
+    assert "0 of 2 cells are missing" in ask("status")
+    with open(tmp_path / "mine.py", "a") as f: f.write("# changed\n")
+    assert "2 of 2 cells are missing" in ask("status")
+
+
+def test_a_name_that_is_taken_is_refused(forgetful, tmp_path):
+    for name in ("robust", "clean"):
+        with pytest.raises(BadInput, match="already"): methods.register_method(name)(lambda t, s: 0)
+    with pytest.raises(BadInput, match="already"):
+        registry.register("countermeasure", "jpeg", 0, data)
+    with pytest.raises(BadInput, match="letters"): methods.register_method("a b")(lambda t, s: 0)
+    for name in "ab": (tmp_path / f"{name}.py").write_text(plugin_of("92_house") + f"# {name}")
+    registry.load_plugin(tmp_path / "a.py")
+    with pytest.raises(BadInput, match="b.py cannot be imported.*'stamp' already"):
+        registry.load_plugin(tmp_path / "b.py")
+    registry.load_plugin(tmp_path / "a.py")  # again: nothing happens
+
+
+@pytest.mark.parametrize("out, says", [
+    (lambda x: x[1:], "a picture for a picture"), (lambda x: x.float(), "gave back float32"),
+    (lambda x: x[..., 1:], "32"), (lambda x: x.numpy(), "ndarray"), (lambda x: None, "NoneType")])
+def test_a_method_that_gives_back_something_else(out, says, forgetful, short, tmp_path):
+    methods.register_method("wrong")(lambda task, seed: out(task.data.x))
+    with pytest.raises(BadInput, match=says):
+        e.run_cells([e.cell("embedded", "wrong", "none", 0)], tmp_path)
+    assert read(tmp_path).empty
+
+
+@pytest.mark.parametrize("text, says", [
+    ("import nothing_of_this_name", "ModuleNotFoundError"), ("def f(:", "SyntaxError"),
+    ("1 / 0", "ZeroDivisionError"), ("x = 1", "registers nothing"), (b"\xff", "UTF-8")])
+def test_a_plug_in_that_cannot_be_imported(text, says, tmp_path, capsys, forgetful):
+    (tmp_path / "bad.py").write_bytes(text if isinstance(text, bytes) else text.encode())
+    refused(capsys, "status", "--plugin", tmp_path / "bad.py", says=says)
+    assert not [p for p in registry.REGISTERED.values() if p.path.endswith("bad.py")]
+
+
+def test_what_a_notebook_defines_is_not_sent_in_silence(forgetful, monkeypatch, tmp_path):
+    "Other processes could not know it, so it is said before they are started."
+    typed = eval("lambda task, seed: task.data.x")
+    typed.__module__ = "__main__"
+    methods.register_method("typed")(typed)
+    plan = e.plan_cells("embedded", ["typed"], ["none"])
+    monkeypatch.delattr(sys.modules["__main__"], "__file__")
+    with pytest.raises(BadInput, match="put it into a file"): e.run(plan, tmp_path)
+
+
+def test_one_spelling_is_one_key():
+    cells = [e.cell("cifar10", "clean", c, 0) for c in (
+        "jpeg", "jpeg()", "jpeg(10)", "jpeg(quality=10)", " jpeg( quality = 10 ) ")]
+    assert len({key(c) for c in cells}) == 1 and cells[0]["countermeasure"] == "jpeg"
+    other = e.cell("cifar10", "clean", "jpeg(quality=50)", 0)
+    assert key(other) != key(cells[0]) and other["countermeasure"] == "jpeg(quality=50)"
+
+
+def test_a_method_s_preset_is_said_and_not_guessed(forgetful):
+    methods.register_method("dhash")(lambda task, seed: task.data.x)
+    methods.register_method("robustness", preset="mine")(lambda task, seed: task.data.x)
+    assert e.cell("embedded", "dhash", "none", 0)["preset"] == ""
+    assert e.cell("embedded", "robustness", "none", 0)["preset"] == "mine"
+
+
 # ---- on a cluster ----
 
 RAY = """
 import ray, sys, time
 from ray._private import services
 from ray.cluster_utils import Cluster
-from dh_nb import evaluate as e
+from dh_nb import bench as e
+from dh_nb.registry import load_plugin
 from dh_nb.results import read
 ask, until = services.get_node, time.time() + 300
 def patient(*node):  # Ray gives a node 30 seconds, too few beside other tests
@@ -341,11 +455,13 @@ services.get_node = patient
 cluster = Cluster(initialize_head=True,
                   head_node_args=dict(num_cpus=1, include_dashboard=False))
 cluster.add_node(num_cpus=1)
+load_plugin(sys.argv[2])
 plan = e.plan_cells("embedded", ["clean", f"files:{sys.argv[1]}"], ["none", "grayscale"])
+plan += e.plan_cells("embedded", ["stamp"], ["crop(border=3)"])
 done = e.run(plan, "rows", ray=cluster.address)
-at = e.OnRay(cluster.address)
+at = e.RayExecutor(cluster.address)
 assert at.size == 2
-try: at.get(at.send(e.mark, "nowhere"))
+try: at.get(at.send([], e.folder_digest, "nowhere"))
 except e.BadInput as error:
     print("told:", error)
 ray.shutdown(); cluster.shutdown()
@@ -356,62 +472,65 @@ print(done, len(read("rows")))
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nonsense", "a:b", "127.0.0.1:99999", "auto"])
 def test_a_cluster_that_is_not_there(address):
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    with pytest.raises(BadInput, match="No Ray cluster answers"): e.OnRay(address)
+    with pytest.raises(BadInput, match="No Ray cluster answers"): e.RayExecutor(address)
 
 
 def test_without_ray_the_bench_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(BadInput, match=r"dh_nb\[ray\]"): e.OnRay("auto")
+    with pytest.raises(BadInput, match=r"dh_nb\[ray\]"): e.RayExecutor("auto")
 
 
 def test_a_cluster_of_two_nodes_does_the_work(theirs, tmp_path):
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     (tmp_path / "on_ray.py").write_text(RAY)
+    (tmp_path / "example.py").write_text(plugin_of("92_house"))
     kind = dict(os.environ, RAY_worker_niceness="0")  # else it yields to all other tests
-    done = subprocess.run([sys.executable, "on_ray.py", theirs], cwd=tmp_path, env=kind,
+    done = subprocess.run([sys.executable, "on_ray.py", theirs, "example.py"], cwd=tmp_path, env=kind,
                           text=True, capture_output=True, timeout=900)
     assert done.returncode == 0, done.stderr[-3000:]
     said = done.stdout.strip().splitlines()
-    assert said[-1] == "4 4" and "told: nowhere is not a folder" in done.stdout
+    assert said[-1] == "5 5" and "told: nowhere is not a folder" in done.stdout
     rows = read(tmp_path / "rows")
     assert not list((tmp_path / "rows" / "cells").iterdir())
-    assert {r["method"] for r in rows} == {"clean", "files:out"}
+    assert set(rows.method) == {"clean", "files:out", "stamp"}
+    own = rows[rows.method == "stamp"].iloc[0]
+    assert own.countermeasure == "crop(border=3)" and own.accuracy > 0
+    assert own.plugin == "+".join(2 * [registry.read_plugin(tmp_path / "example.py").digest])
 
 
 # ---- tables ----
 
 def rows_of(**accuracy):
     "Rows of CIFAR-10 by hand: method -> accuracies after none, jpeg, grayscale."
-    return [vars(Row(**e.cell("cifar10", m.replace("_", " "), a, seed), accuracy=v, seconds=30))
-            for m, values in accuracy.items() for seed in range(2)
-            for a, v in zip(("none", "jpeg", "grayscale"), values)]
+    return frame([Row(**e.cell("cifar10", m.replace("_", " "), a, seed), accuracy=v, seconds=30)
+                  for m, values in accuracy.items() for seed in range(2)
+                  for a, v in zip(("none", "jpeg", "grayscale"), values)])
 
 
 def test_a_column_below_its_floor_does_not_count():
     high, low = (rows_of(clean=(80.0, j, 75.0), dh=(10.0, 60.0, 20.0)) for j in (70.0, 40.0))
-    ends = [dict(zip(s.ENDS, (line[k] for k in s.ENDS)))
-            for rows in (high, low) for line in s.score_lines(*s.groups(rows).values())][::2]
-    assert ends[0] == {"mean": 40, "worst": 60, "worst recovery": 50 / 60}
-    assert ends[1] == {"mean": 20, "worst": 20, "worst recovery": 10 / 65}
+    ends = [s.score_lines(*s.groups(rows).values()).loc[0, list(s.ENDS)].tolist()
+            for rows in (high, low)]
+    assert ends == [[40, 60, 50 / 60], [20, 20, 10 / 65]]
     text = s.card_text(*s.groups(low).values())
     assert "jpeg *" in text and "floor" in text
 
 
 def test_a_line_with_a_hole_has_no_ends():
     rows = rows_of(clean=(80.0, 70.0, 75.0), dh=(10.0, 60.0, 20.0), class_DCT=(30.0, 28.0))
-    lines = {line["method"]: line for line in s.score_lines(*s.groups(rows).values(), fmean)}
-    assert lines["class DCT"]["worst"] is None is lines["class DCT"]["worst recovery"]
-    assert list(lines) == ["dh", "class DCT", "clean"] and lines["dh"]["worst"] == 60
-    alone = s.score_lines(*s.groups(rows_of(dh=(10.0, 60.0, 20.0))).values())[0]
-    assert alone["worst"] == 60 and alone["worst recovery"] is None  # no clean victim
+    lines = s.score_lines(*s.groups(rows).values(), "mean").set_index("method")
+    assert lines.loc["class DCT", ["worst", "worst recovery"]].isna().all()
+    assert list(lines.index) == ["dh", "class DCT", "clean"] and lines.worst["dh"] == 60
+    alone = s.score_lines(*s.groups(rows_of(dh=(10.0, 60.0, 20.0))).values()).iloc[0]
+    assert alone.worst == 60 and pd.isna(alone["worst recovery"])  # no clean victim
 
 
 def test_presets_and_shares_are_lines_of_their_own():
-    a, b = (dict(r, preset=p) for r, p in zip(rows_of(dh=(10.0,)), ("fast", "robust")))
-    part = vars(Row(**e.cell("cifar10", "dh", "none", 0, ratio=0.2), accuracy=70))
-    found, = s.groups([a, b, part]).values()
-    assert {r["line"] for r in found} == {"dh (fast)", "dh (robust)",
-                                          "dh (fast), 20 % protected"}
+    a, b = (Row(**dict(e.cell("cifar10", "dh", "none", 0), preset=p), accuracy=10)
+            for p in ("fast", "robust"))
+    part = Row(**e.cell("cifar10", "dh", "none", 0, ratio=0.2), accuracy=70)
+    found, = s.groups(frame([a, b, part])).values()
+    assert set(found.line) == {"dh (fast)", "dh (robust)", "dh (fast), 20 % protected"}
 
 
 # ---- the command ----
@@ -440,10 +559,16 @@ def test_every_word_has_examples(word, capsys):
 @pytest.mark.parametrize("args, says", [
     ([], "COMMAND"), (["walk"], "walk"), (["run", "--methods", "magic"], "No method 'magic'"),
     (["run", "--methods", ""], "No method"), (["run", "--countermeasures", "x"], "'x'"),
-    (["run", "--victim", "x"], "No victim"), (["run", "--seeds", "0"], "--seeds"),
+    (["run", "--victim", "x"], "No victim"), (["run", "--seeds", "0"], "seeds is 0"),
     (["run", "--ratio", "a"], "--ratio"), (["run", "--ratio", "0"], "share"),
     (["run", "--ratio", "nan"], "share"), (["run", "--dataset", "mnist"], "mnist"),
-    (["run", "--scale", "huge"], "--scale"), (["run", "--workers", "-1"], "--workers"),
+    (["run", "--scale", "huge"], "huge"), (["run", "--workers", "-1"], "workers is -1"),
+    (["run", "--countermeasures", "jpeg(quality=0)"], "out of range, 1 to 95"),
+    (["run", "--countermeasures", "jpeg(quality=ten)"], "plain values"),
+    (["run", "--countermeasures", "jpeg(quality='x')"], "not a whole number"),
+    (["run", "--countermeasures", "jpeg(speed=1)"], "its parameters are: quality"),
+    (["run", "--countermeasures", "__import__('os').getcwd()"], "no countermeasure"),
+    (["run", "--plugin", "file"], "SyntaxError"), (["run", "--plugin", "none.py"], "none.py"),
     (["run", "--dataset", "cifar10", "--scale", "tiny"], "does not go with"),
     (["run", "--methods", "files:nowhere"], "not a folder"),
     (["run", "--methods", "files:"], "No method"),
@@ -458,7 +583,7 @@ def test_what_the_bench_refuses(args, says, tmp_path, capsys, monkeypatch):
 
 
 def test_from_plan_to_table(short, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(e, "crew", lambda n, ray: (ThreadPoolExecutor(1), e.Here(), 1))
+    in_a_thread(monkeypatch)
     rows, out = tmp_path / "rows", tmp_path / "out"
     plan = ["--scale", "tiny", "--methods", "clean,class DCT", "--countermeasures",
             "none,grayscale", "--results", rows]
@@ -466,7 +591,7 @@ def test_from_plan_to_table(short, tmp_path, capsys, monkeypatch):
     assert "4 of 4 cells are missing; how long" in said("status", *plan)[1]
     told = said("run", *plan)[1]
     assert re.fullmatch(rf"Judged 4 cells in \d\.\d minutes; 4 of 4 are in {rows}\.\n", told)
-    assert [m["unit"] for m in read(rows, "measures")] == ["min"]
+    assert read(rows, "measures").unit.tolist() == ["min"]
     assert "0 of 4 cells are missing." in said("status", *plan)[1]
     code, text = said("table", "--results", rows, "--out", out)
     assert code == 0 and "| class DCT | 1 |" in text and "worst recovery" in text

@@ -245,7 +245,7 @@ def test_the_course_is_in_order(): assert not list(course_faults(COURSE))
 @pytest.mark.parametrize("old, new, fault", [
     ("(00_tour.ipynb), 15", "(00_tour.ipynb), 16", "does not take 16"),
     ("| [21_lfc]", "| [40_victim](40_victim.ipynb), 60 min; [21_lfc]", "110 minutes"),
-    ("61_evaluate", "00_tour", "62_scorecard comes before 61_evaluate")])
+    ("62_bench", "00_tour", "63_scorecard comes before 62_bench")])
 def test_a_course_out_of_order_is_noticed(old, new, fault):
     assert old in COURSE
     assert any(fault in s for s in course_faults(COURSE.replace(old, new)))

@@ -97,9 +97,9 @@ class AutoAugment(Countermeasure):
 
     def __post_init__(self):
         super().__post_init__()
-        self.draw, self.large = (v2.Compose(self.policies * [v2.AutoAugment(p)]) for p in
-                                 (v2.AutoAugmentPolicy.CIFAR10,
-                                  v2.AutoAugmentPolicy.IMAGENET))
+        known = v2.AutoAugmentPolicy.CIFAR10, v2.AutoAugmentPolicy.IMAGENET
+        self.draw, self.large = (v2.Compose(self.policies * [v2.AutoAugment(p)])
+                                 for p in known)
 
     def batch(
         self,

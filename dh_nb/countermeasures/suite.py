@@ -71,7 +71,7 @@ def parse_call(
     raise BadInput(f"{text!r} is no countermeasure; write a name, or a name with plain "
                    "values such as jpeg(quality=50).")
 
-
+# %% ../../nbs/55_countermeasures.suite.ipynb #5a0d5586
 def countermeasure(
     spelled: str | Countermeasure,  # such as "jpeg(quality=50)", or one already
     **parameters,  # of its class, instead of those in the text
