@@ -505,8 +505,8 @@ def load_dataset(
         seed: of the held-out fifth.
 
     Returns:
-        An `ImageSet`: x uint8 (N, 3, H, W), y int64 (N,), class names, file names, and
-        in `info` where it comes from. With split="both", training and test set.
+        An `ImageSet` of x, uint8 (N, 3, H, W), y, int64 (N,), class names, file names,
+        and in `info` where it comes from. With split="both", training and test set.
 
     Raises:
         BadInput: no such set, split or folder, a file that cannot be used, a class with

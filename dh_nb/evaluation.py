@@ -26,7 +26,7 @@ def sets_of(
     protected: ImageSet | str | list | dict,  # one or several, see `evaluate`
 ) -> dict[str, ImageSet | str]:  # name of a line -> pictures, or a method to run
     "What is to be judged, by name; BadInput for anything else."
-    if isinstance(protected, (ImageSet, str)): protected = [protected]
+    if not isinstance(protected, (list, tuple, dict)): protected = [protected]
     if isinstance(protected, dict): found = dict(protected)
     else:
         found = {}
@@ -134,10 +134,10 @@ def evaluate(
         workers: processes. Default: 1, this one, with all cores.
 
     Returns:
-        A DataFrame with one row a cell: method, countermeasure, seed, accuracy (last
-        epoch, percent) and peak, chance, recovery (0: nothing learnt, 1: as much as
-        from the originals), psnr_min and psnr_mean in dB, ssim, linf in grey levels,
-        feature_distance, seconds, and more. What is not known is NaN.
+        A DataFrame with one row a cell. Its columns are method, countermeasure, seed,
+        accuracy (last epoch, percent) and peak, chance, recovery (0: nothing learnt, 1:
+        as much as from the originals), psnr_min and psnr_mean in dB, ssim, linf in grey
+        levels, feature_distance, seconds, and more. What is not known is NaN.
 
     Raises:
         BadInput: sets that do not belong together, unknown names, parameters out of

@@ -136,8 +136,9 @@ def bring(
     "Pictures of yours as a data set; BadInput for sets that do not belong together."
     found = sets_of(protected)
     check_sets(found, clean, clean)
-    if len(clean) < 8 or clean.y.unique().numel() < 2:
-        raise BadInput("Distances want two classes and eight pictures, or more.")
+    if len(clean) < 8 or not 1 < clean.y.unique().numel() == len(clean.classes):
+        raise BadInput("Distances want two classes or more, none of them empty, and "
+                       "eight pictures or more.")
     pixels = [clean.x, *(p.x for p in found.values() if isinstance(p, ImageSet))]
     name = f"your pictures {fingerprint(*pixels)[:6]}"
     YOURS[name] = {"clean": clean, **found}
@@ -434,11 +435,11 @@ def embed(
 def thumbs(
     seen: tuple,  # from `things`
     y: torch.Tensor,  # (N,) labels
-    n: int = 6,  # of each class
+    n: int = 6,  # of each class, at most
 ) -> torch.Tensor:  # uint8 (K, 3, n, 3, h, w): published, change, found
     "The first pictures of each class, small: as published, change times 5, found."
     after, covers, found = seen
-    size = tuple(found.shape[-2:])
+    size, n = tuple(found.shape[-2:]), min(n, int(y.bincount().min()))
     change = to_uint8(residual(covers, after))
     rows = [interpolate(t.float(), size, mode="area").byte() for t in (after, change)]
     return torch.stack([torch.stack([t[y == c][:n] for t in (*rows, found)])
@@ -730,8 +731,8 @@ def explore_distances(
             of the environment variable DH_FILES. Not with `clean`.
 
     Returns:
-        An `Explorer`: a live widget in Jupyter, `.frames()` for a page without a
-        kernel, `.picture(**values)` for a figure.
+        An `Explorer`, which is a live widget in Jupyter; its `frames()` are a page
+        without a kernel, its `picture(**values)` is a figure.
 
     Raises:
         BadInput: sets that do not belong together, or an unknown name.

@@ -495,7 +495,7 @@ def register_method(
         source: who proposed it.
 
     Returns:
-        The function that was decorated: `(task, seed) -> Tensor`. `task.data` is the
+        The function that was decorated, `(task, seed) -> Tensor`. `task.data` is the
         `ImageSet` to protect, `task.spare` another one to train on. It gives back what
         shall be published, uint8 (N, 3, H, W), a picture for a picture.
 

@@ -184,7 +184,8 @@ def open_source(
 ) -> Source:  # labels and names now, pixels when asked for
     "The pictures to protect: of a data set those for training, of a folder all."
     if isinstance(source, ImageSet):
-        data = source.subset(first_per_class(source.y, per_class))
+        data = source
+        if per_class is not None: data = data.subset(first_per_class(data.y, per_class))
     elif not Path(source).is_dir() and os.sep not in str(source):
         data = load_dataset(str(source), root=root, per_class=per_class)
     else:
@@ -310,7 +311,7 @@ def prepare(
     usual = default_hider(**what, finetune=finetune)
     hider = deepcopy(hider) if isinstance(hider, Hider) else load_hider(hider or usual)
     hider = hider.to(device(), memory_format=torch.channels_last)
-    name, psnr = hider.preset.name, hider.preset.db if psnr is None else psnr
+    name, psnr = hider.preset.name, float(hider.preset.db if psnr is None else psnr)
     if not 20 <= psnr <= 60:
         raise BadInput(f"The budget must lie between 20 and 60 dB, not {psnr:g}.")
     mode = what["assign"] or ("keyed" if what["key"] else "own" if what["pictures"]
@@ -319,9 +320,8 @@ def prepare(
                                      seed=seed, places=hider.preset.places)
     if name == DEFAULT and not finetune and (
             usual != DEFAULT or len(source.classes) > BOOK):
-        warnings.warn(f"{name} was not trained with all that is hidden here, and little "
-                      "of that survives; fine-tuning trains it first (finetune).",
-                      stacklevel=3)
+        warnings.warn(f"{name} was not trained with all that is hidden here; little of "
+                      "that survives unless finetune trains it first.", stacklevel=3)
     if finetune:
         finetune_hider(hider, source.sample(), secrets, steps=finetune, psnr=psnr,
                        seed=seed)
@@ -412,7 +412,7 @@ def protect(
         strict: refuse unreadable files instead of skipping them.
 
     Returns:
-        For an `ImageSet`: another one, uint8 (N, 3, H, W), same labels and names; its
+        With an `ImageSet`, another one, uint8 (N, 3, H, W), same labels and names; its
         `info` has the manifest's facts and, under "hider", the one that hid.
         For a name or a folder: the manifest as a dict, as it was written to
         TARGET/manifest.json beside the pictures, TARGET/train/CLASS/NAME.png.

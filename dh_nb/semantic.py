@@ -625,8 +625,10 @@ def assign(
     embed: Callable | None = None,  # names -> features; None: by the mode
 ) -> Choice:  # the same for the same arguments
     "What each class hides (a seed counts modulo the classes); BadInput for a bad mode."
-    if mode not in ("own", "far", "keyed") or pick not in PICKS:
-        raise BadInput(f"Unknown choice {mode!r} by {pick!r}.")
+    if mode not in ("own", "far", "keyed"):
+        raise BadInput(f"assign is own, far or keyed, not {mode!r}.")
+    if pick not in PICKS:
+        raise BadInput(f"pick is one of {', '.join(PICKS)}, not {pick!r}.")
     if (mode == "keyed") != (key is not None):
         raise BadInput("The keyed choice needs a key, and only it does.")
     if mode == "own":

@@ -5,8 +5,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from dh_nb.data import photographs
-from dh_nb.protect import protect_batch, reveal_image
+from dh_nb.publishing import protect_batch
 from dh_nb.results import read
+from dh_nb.revealing import reveal_image
 from dh_nb.scorecard import eye_lines, groups, score_lines
 from dh_nb.semantic import assign, semantic_images
 from dh_nb.show import Sheet, image_grid, markdown_table, png_bytes, residual
@@ -40,21 +41,21 @@ def before_after():
 
 def figures(folder=HERE.parent / "results"):
     "The table of README.md, from the rows of the protocol."
-    rows = [r for r in read(folder) if r["countermeasure"] == "none"
-            and r["scale"] in ("small", "full") and r["method"] in ("clean", "robust", "dh")]
-    lines, about = {}, lambda r: (r["dataset"], r["subset"], r["victim"])
-    for r in rows: lines.setdefault(about(r), {}).setdefault(r["method"], []).append(r)
-    mean = lambda found, key: sum(r[key] for r in found) / len(found)
-    return markdown_table([{
-        "data": f"{dataset}, {subset}", "victim": victim,
-        "preset": safe[0]["preset"], "seeds": len(safe),
-        "trained on originals, %": mean(group["clean"], "accuracy"),
-        "trained on protected, %": mean(safe, "accuracy"),
-        "worst PSNR, dB": min(r["psnr_min"] for r in safe), "mean SSIM": mean(safe, "ssim")}
-        for (dataset, subset, victim), group in sorted(lines.items()) if "clean" in group
-        for method in ("robust", "dh") if (safe := group.get(method))],
-        fmt={"trained on originals, %": "{:.1f}", "trained on protected, %": "{:.1f}",
-             "worst PSNR, dB": "{:.2f}", "mean SSIM": "{:.3f}"})
+    rows, lines = read(folder), []
+    rows = rows[(rows.countermeasure == "none") & rows.scale.isin(["small", "full"])]
+    for (dataset, subset, victim), group in rows.groupby(["dataset", "subset", "victim"]):
+        clean = group[group.method == "clean"]
+        for method in ("robust", "dh") if len(clean) else ():
+            safe = group[group.method == method]
+            if len(safe): lines.append({
+                "data": f"{dataset}, {subset}", "victim": victim,
+                "preset": safe.preset.iloc[0], "seeds": len(safe),
+                "trained on originals, %": clean.accuracy.mean(),
+                "trained on protected, %": safe.accuracy.mean(),
+                "worst PSNR, dB": safe.psnr_min.min(), "mean SSIM": safe.ssim.mean()})
+    return markdown_table(lines, fmt={
+        "trained on originals, %": "{:.1f}", "trained on protected, %": "{:.1f}",
+        "worst PSNR, dB": "{:.2f}", "mean SSIM": "{:.3f}"})
 
 
 def contest(folder=HERE.parent / "results"):
@@ -62,14 +63,12 @@ def contest(folder=HERE.parent / "results"):
     chosen = ["clean", "robust, adapted", "robust", "dh", "class DCT", "EM", "LSP", "AR",
               "OPS"]
     rows = groups(read(folder))["cifar10", "small", "first 1000 a class", "quick"]
-    group = [r for r in rows if r["line"] in chosen]
-    lines = sorted(score_lines(group), key=lambda line: chosen.index(line["method"]))
-    eye = {line["method"]: line for line in eye_lines(group)}
+    group = rows[rows.line.isin(chosen)]
+    lines = score_lines(group).merge(eye_lines(group), how="left").set_index("method")
     ends = {"mean": "{:.1f}", "worst": "{:.1f}", "worst recovery": "{:.2f}",
             "PSNR, dB": "{:.1f}", "SSIM": "{:.3f}", "Linf": "{:.0f}"}
-    lines = [line | eye.get(line["method"], {}) for line in lines]
-    return markdown_table([{k: line.get(k) for k in ("method", "seeds", "none", "jpeg", *ends)}
-                           for line in lines], fmt=ends)
+    table = lines.loc[chosen, ["seeds", "none", "jpeg", *ends]].reset_index()
+    return markdown_table(table, fmt=ends)
 
 
 def fill(text):

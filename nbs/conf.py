@@ -12,8 +12,8 @@ FACTS = ini["DEFAULT"]
 
 project, author, release = FACTS["lib_name"], FACTS["author"], FACTS["version"]
 copyright = FACTS["copyright"]
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.mathjax", "sphinx_design",
-              "sphinx_copybutton", "pages"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon",
+              "sphinx.ext.mathjax", "sphinx_design", "sphinx_copybutton", "pages"]
 exclude_patterns = ["_*", "**.ipynb_checkpoints"]
 
 # notebooks: stored outputs, or with DOCS_EXEC=force everything anew
@@ -30,7 +30,7 @@ suppress_warnings = ["myst.header"]  # a room may step from `#` to `###`
 autodoc_member_order, autodoc_preserve_defaults = "bysource", True
 autodoc_typehints = "none"  # types stand in the list of parameters
 autodoc_default_options, autodoc_inherit_docstrings = {"members": True}, False
-add_module_names = False
+add_module_names, napoleon_custom_sections = False, ["Source"]
 python_maximum_signature_line_length = 88
 copybutton_exclude = ".linenos, .gp, .go"
 

@@ -10,7 +10,7 @@ from PIL import Image
 import house
 from dh_nb.data import WNIDS
 from dh_nb.explorers import PAGES
-from dh_nb.protect import protect
+from dh_nb.publishing import protect
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytest.importorskip("jupyterlab", reason="JupyterLab is not installed")
@@ -196,8 +196,8 @@ def pick(explorer, label, value):
 
 
 MOVES = dict(  # name -> label, what to choose (None: the next stop of a slider), what is said
-    distances=[("class", None, "Class 3"), ("countermeasure", "jpeg", "jpeg (quality 10)"),
-               ("strength", None, "jpeg (quality 5)"), ("map", "tsne", "Map: tsne"),
+    distances=[("class", None, "Class 3"), ("countermeasure", "jpeg", "jpeg (quality=10)"),
+               ("strength", None, "jpeg (quality=5)"), ("map", "tsne", "Map: tsne"),
                ("what is embedded", "pictures", ": pictures seen"),
                ("what is embedded", "changes", ": changes seen"),
                ("seen by", "pixels, 8 x 8", "seen by pixels"),
@@ -206,10 +206,10 @@ MOVES = dict(  # name -> label, what to choose (None: the next stop of a slider)
                ("method", "adapting, without LFC", "after 0 steps"),
                ("step of adaptation", None, "after 5 steps")],
     hiding=[("bands of 64", None, "64 of 64 bands"), ("budget", None, "33.0 dB"),
-            ("damage", "jpeg 10", "jpeg 10"), ("preset", "robust", "by robust"),
+            ("damage", "jpeg", "Damage: jpeg"), ("preset", "robust", "by robust"),
             ("secret", "bee", "bee in"), ("cover", "flower", "in flower")],
-    countermeasures=[("strength", None, "quality 5"), ("picture", None, "dress of"),
-                     ("countermeasure", "cutout", "a hole of 75 %"),
+    countermeasures=[("strength", None, "quality=5"), ("picture", None, "dress of"),
+                     ("countermeasure", "cutout", "hole=0.75"),
                      ("method", "class DCT", "published by class DCT"),
                      ("data set", "imagenette", "of imagenette")],
     results=[("sorted by", "PSNR", "sorted by PSNR"), ("lines", None, "shown: "),

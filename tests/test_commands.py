@@ -10,12 +10,14 @@ from PIL import Image
 
 from dh_nb import cli
 from dh_nb.data import BadInput, load_dataset, read_image, to_float
-from dh_nb.demo import published_by
 from dh_nb.hiding import Hider, Preset
-from dh_nb.protect import (expected, hidden_pictures, hider_of, protect, read_manifest,
-                           reveal_image, secret_distance)
+from dh_nb.publishing import choose_secrets, protect
 from dh_nb.quality import psnr, quality_table
-from dh_nb.training import bundled, header_notes, load_hider, save_hider
+from dh_nb.revealing import (expected, hider_of, read_manifest, reveal_image,
+                             secret_distance)
+from dh_nb.results import read
+from dh_nb.training import bundled, load_hider
+from dh_nb.verification import name_method
 
 COMMANDS = ["demo", "train", "protect", "verify", "reveal", "keygen", "bench", "student",
             "explore"]
@@ -163,7 +165,7 @@ def test_a_bad_target(photos, tmp_path, capsys):
 
 @pytest.mark.parametrize("args, says", [
     (["--preset", "none"], "none"), (["--psnr", "9"], "dB"), (["--psnr", "x"], "psnr"),
-    (["--per-class", "0"], "per-class"), (["--weights", "text"], "safetensors"),
+    (["--per-class", "0"], "rows a class"), (["--hider", "text"], "safetensors"),
     (["--weights", "shape"], "fit"), (["--weights", "nowhere.safetensors"], "No weights"),
     (["--psnr", "nan"], "dB")])
 def test_bad_options(args, says, photos, tmp_path, capsys):
@@ -171,7 +173,7 @@ def test_bad_options(args, says, photos, tmp_path, capsys):
     text.write_bytes(b"\x80\x04 a pickle, for all we know")
     odd = Hider(Preset("odd", dict(blocks=1, growth=4, layers=2)))
     odd.preset = Preset("odd", dict(blocks=2, growth=4, layers=2))
-    save_hider(odd, shape)
+    odd.save(shape)
     files = dict(text=text, shape=shape)
     refused(capsys, "protect", photos, tmp_path / "out", *(files.get(a, a) for a in args),
             says=says)
@@ -293,7 +295,7 @@ def test_who_hides_and_who_reads(args, name, photos, tmp_path, capsys, monkeypat
     monkeypatch.chdir(tmp_path)
     assert call("protect", "photos", "out", *args) == 0
     said, warned = capsys.readouterr()
-    assert f"by {name}" in said and ("--finetune" in warned) == ("own" in args and name == "robust")
+    assert f"by {name}" in said and ("finetune" in warned) == ("own" in args and name == "robust")
     told = json.loads(Path("out/manifest.json").read_text())
     assert told["preset"] == name == hider_of("out").preset.name
     image = Path("out/train/dog/1.png")
@@ -313,7 +315,7 @@ def test_who_reads_is_found_from_anywhere(photos, tmp_path, capsys, monkeypatch)
     Path("link.png").symlink_to("out/train/cat/0.png")
     assert call("reveal", "copy.png", "--manifest", "out/manifest.json", "--out", "b.png") == 0
     assert call("reveal", "link.png", "--out", "c.png") == 0
-    save_hider(load_hider("robust"), Path("out.safetensors"))  # not who hid
+    load_hider("robust").save(Path("out.safetensors"))  # not who hid
     assert call("reveal", "out/train/dog/../cat/0.png", "--out", "d.png") == 0
     assert len({Path(f"{n}.png").read_bytes() for n in "abcd"}) == 1
     assert call("reveal", "copy.png", "--out", "e.png") == 0  # by the default
@@ -328,15 +330,15 @@ def test_who_reads_is_found_from_anywhere(photos, tmp_path, capsys, monkeypatch)
     (["--psnr", "34"], "files:out"), (["--preset", "robust", "--assign", "own"], "files:out")])
 def test_rows_are_named_by_what_was_done(args, method, photos, tmp_path):
     assert call("protect", photos, tmp_path / "out", *args) == 0
-    assert published_by(tmp_path / "out") == method
+    assert name_method(tmp_path / "out")[0] == method
 
 
 def test_other_weights_of_a_preset_do_not_take_its_name(photos, tmp_path):
     hider = load_hider("robust")
     with torch.no_grad(): next(hider.parameters()).add_(1e-3)
-    save_hider(hider, tmp_path / "mine.safetensors")
-    protect(photos, tmp_path / "out", tmp_path / "mine.safetensors")
-    assert published_by(tmp_path / "out") == "files:out"
+    hider.save(tmp_path / "mine.safetensors")
+    protect(photos, tmp_path / "out", hider=tmp_path / "mine.safetensors")
+    assert name_method(tmp_path / "out")[0] == "files:out"
 
 
 def test_a_seed_hands_the_book_to_other_classes(photos, tmp_path):
@@ -344,10 +346,25 @@ def test_a_seed_hands_the_book_to_other_classes(photos, tmp_path):
     books = []
     for seed in (0, 1):
         told = protect(photos, tmp_path / str(seed), seed=seed)
-        hidden, _ = hidden_pictures(told["classes"], "far", seed=seed, places=4)
+        hidden, _ = choose_secrets(told["classes"], "far", seed=seed, places=4)
         assert torch.equal(expected(told), hidden)
         books.append(hidden)
     assert torch.equal(books[0], books[1].flip(0)) and not torch.equal(*books)
+
+
+def test_a_row_says_which_network_was_trained(photos, tmp_path, capsys):
+    out, rows = tmp_path / "out", tmp_path / "rows"
+    assert call("protect", photos, out) == 0
+    assert call("verify", photos, out, "--victim", "narrow", "--results", rows, "--json",
+                tmp_path / "a.json") == 0
+    found = read(rows)
+    assert found.victim.tolist() == ["narrow"] * 2 and found.method.tolist() == ["clean", "robust"]
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert [r["accuracy"] for r in told] == found.accuracy.tolist()
+    said = capsys.readouterr().out
+    assert f"accuracy {found.accuracy[1]:5.1f} %" in said and "dB or better" in said
+    refused(capsys, "verify", photos, out, "--victim", "nobody", says="No victim")
+    refused(capsys, "verify", photos, out, "--json", tmp_path / "a.json", says="exists")
 
 
 def test_training_makes_usable_weights(photos, tmp_path, capsys):
@@ -358,15 +375,15 @@ def test_training_makes_usable_weights(photos, tmp_path, capsys):
     tuned = tmp_path / "t.safetensors"
     assert call("train", photos, "--start", weights, "--steps", 2, "--out", tuned) == 0
     assert load_hider(tuned).preset.weights["reveal"] == 4.0
-    assert header_notes(tuned)["before"]["steps"] == 2
+    assert load_hider(tuned).notes["before"]["steps"] == 2
     capsys.readouterr()
     refused(capsys, "train", photos, "--start", weights, "--weight", "lfc=0",
-            "--out", tmp_path / "no.safetensors", says="--weight")
+            "--out", tmp_path / "no.safetensors", says="no weights")
     more = tmp_path / "m.safetensors"
     assert call("train", photos, "--resume", weights, "--steps", 1, "--weight", "lfc=0",
                 "--out", more) == 0
     assert load_hider(more).preset.weights["lfc"] == 0
-    assert header_notes(more)["before"]["steps"] == 2
+    assert load_hider(more).notes["before"]["steps"] == 2
 
 
 def test_bundled_weights_are_small_and_say_where_they_come_from():
@@ -387,7 +404,7 @@ def recognised(dst, images, y):
 @pytest.mark.parametrize("preset, least", [("fast", 0.7), ("robust", 0.3)])
 def test_the_hidden_picture_is_found_in_published_files_only(preset, least, tmp_path):
     data = load_dataset("embedded", per_class=10)
-    protect("embedded", tmp_path / "out", preset, per_class=10)
+    protect("embedded", tmp_path / "out", hider=preset, per_class=10)
     stego = load_dataset(str(tmp_path / "out" / "train"))
     order = torch.tensor([data.classes.index(c) for c in stego.classes])
     found = recognised(tmp_path / "out", stego.x, order[stego.y])
@@ -425,7 +442,7 @@ def test_cifar10_from_command_to_command(tmp_path):
     few = torch.arange(0, 10_000, 50)
     known = lambda x8: recognised(out, x8[few], cover.y[few])
     assert known(stego.x[rows]) >= 0.6 and known(cover.x) <= 0.25
-    told = protect("cifar10", tmp_path / "faint", "fast", per_class=20)  # reads better
+    told = protect("cifar10", tmp_path / "faint", hider="fast", per_class=20)  # reads better
     faint = load_dataset(str(tmp_path / "faint" / "train"))
     assert told["classes"] == faint.classes
     assert recognised(tmp_path / "faint", faint.x, faint.y) >= 0.9

@@ -4,12 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from dh_nb.countermeasures import core, purify
+from dh_nb.countermeasures import base, purify
 from dh_nb.countermeasures.adversarial import pgd
-from dh_nb.countermeasures.suite import SUITE, countermeasure, suite
+from dh_nb.countermeasures.suite import (SUITE, countermeasure, filter_of, parse_call,
+                                         split_list, suite)
 from dh_nb.data import BadInput, load_dataset, to_float
 from dh_nb.nets import net
-from dh_nb.victim import Adversary, train_victim
+from dh_nb.victim import VictimConfig, train_victim
 
 CHEAP = {"dvae": dict(passes=(1, 1)), "diffusion_purify": dict(steps=2),
          "ueraser_max": dict(draws=2), "adversarial_training": dict(steps=1)}
@@ -31,7 +32,7 @@ def cheap(name): return countermeasure(name, **CHEAP.get(name, {}))
 @pytest.mark.parametrize("name", suite())
 def test_one_protocol(name, data):
     foe, again = cheap(name), cheap(name)
-    assert isinstance(foe, Adversary) and foe.kind in ("augment", "preprocess", "train", "purify")
+    assert isinstance(foe, base.Countermeasure) and foe.kind in ("augment", "preprocess", "train", "purify")
     assert foe.setting and foe.source
     before = data.x.clone()
     files = foe.files(data.x, data.y, 3)
@@ -39,7 +40,7 @@ def test_one_protocol(name, data):
     assert torch.equal(data.x, before)  # nobody's files are changed in place
     assert torch.equal(files, again.files(data.x, data.y, 3))
     assert torch.equal(files, data.x) == (foe.kind in ("augment", "train"))
-    seen = [f.batch(to_float(files[:16]), data.y[:16], torch.Generator().manual_seed(5))
+    seen = [f.batch(to_float(files[:16]), data.y[:16], torch.Generator().manual_seed(5), 10)
             for f in (foe, again)]
     assert torch.equal(seen[0][0], seen[1][0]) and torch.equal(seen[0][1], seen[1][1])
     assert seen[0][0].shape == (16, 3, 32, 32)
@@ -48,15 +49,56 @@ def test_one_protocol(name, data):
 
 @pytest.mark.parametrize("name", suite())
 def test_a_victim_trains_under_it(name, data):
-    score = train_victim(data.x, data.y, data.x, data.y, epochs=1, batch=30,
-                         adversary=cheap(name))
+    score = train_victim(data.x, data.y, data.x, data.y, VictimConfig(epochs=1, batch=30),
+                         countermeasure=cheap(name))
     assert 0 <= score.accuracy <= 100
 
 
 def test_names():
     assert len(SUITE) == 18 and "none" not in SUITE
-    assert type(countermeasure("none")) is core.Countermeasure
-    with pytest.raises(BadInput, match="choose one of none, cutout"): countermeasure("magic")
+    assert type(countermeasure("none")) is base.Countermeasure
+    with pytest.raises(BadInput, match="there are none, cutout"): countermeasure("magic")
+
+
+# ---- parameters ----
+
+@pytest.mark.parametrize("name", suite())
+def test_parameters_are_the_setting_and_the_spelling(name):
+    foe = countermeasure(name)
+    assert str(foe) == name and foe == countermeasure(f"{name}({foe.setting})")
+    first = foe.setting.split(", ")[0].partition("=")[0]
+    low, high = foe.ranges.get(first, (None, None))
+    if low is None: return
+    edge = high if high != getattr(foe, first) else low
+    other = countermeasure(name, **{first: type(getattr(foe, first) or 1)(edge)})
+    assert str(other).startswith(f"{name}({first}=") and other != foe
+    assert countermeasure(str(other)) == other
+    for out in (low - 1, high + 1):
+        with pytest.raises(BadInput, match="out of range"): countermeasure(name, **{first: out})
+    with pytest.raises(BadInput, match="is not"): countermeasure(name, **{first: "much"})
+
+
+@pytest.mark.parametrize("text", [
+    "jpeg(", "jpeg(quality)", "jpeg(quality=os)", "jpeg(**{})", "os.system('x')", "1", "", "a b",
+    "(lambda: 0)()", "jpeg(quality=10)(quality=10)", "jpeg(quality=[i for i in range(9)])",
+    "jpeg(quality=__import__('os').getpid())", "(" * 500])
+def test_a_spelling_is_read_and_never_evaluated(text):
+    with pytest.raises(BadInput, match="plain"): parse_call(text)
+
+
+def test_a_list_is_cut_outside_of_brackets():
+    text = "none, jpeg(quality=50),dvae(passes=(5, 12), low=1)"
+    assert split_list(text) == ["none", "jpeg(quality=50)", "dvae(passes=(5, 12), low=1)"]
+
+
+def test_a_function_becomes_a_filter_with_its_parameters(data):
+    def push(x, by: float = 0.1, times: int = 1): return (x + by * times).clamp(0, 1)
+    Push = filter_of(push, "push")
+    assert str(Push()) == "push" and Push(times=2).setting == "by=0.1, times=2"
+    assert torch.equal(Push(1.0).files(data.x, data.y), torch.full_like(data.x, 255))
+    with pytest.raises(BadInput, match="not a whole number"): Push(times=0.5)
+    for wrong in (lambda x, by: x, lambda: 0):
+        with pytest.raises(BadInput, match="default"): filter_of(wrong, "wrong")
 
 
 @pytest.mark.parametrize("size", [(30, 41), (64, 64)])

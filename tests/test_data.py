@@ -11,7 +11,7 @@ from PIL import Image
 
 from dh_nb.data import (BadInput, device, first_per_class, holdout, list_folder,
                         load_dataset, photographs, read_image)
-from dh_nb.results import (Measure, Row, alone, append, heal, missing, read, read_csv,
+from dh_nb.results import (Measure, Row, alone, append, heal, missing, read,
                            revision, to_line)
 
 ROOT = os.environ.get("DH_DATA")
@@ -94,7 +94,7 @@ def test_damaged_archive(tmp_path):
 
 def test_wishes_that_cannot_be_met():
     assert "neither a folder" in sentence(load_dataset, "cifar11")
-    assert "train or test" in sentence(load_dataset, split="val")
+    assert "train, test or both" in sentence(load_dataset, split="val")
     assert "skip fewer" in sentence(load_dataset, skip=200)
     for kw in (dict(per_class=0), dict(skip=-1)): sentence(load_dataset, **kw)
     sentence(holdout, torch.tensor([0, 0, 1]))
@@ -283,7 +283,7 @@ def test_what_may_not_be_read(pets, what, said):
 def figure(n, seed=0): return Measure(name=f"figure {n}", value=n, unit="1", seed=seed)
 
 
-def names(folder): return [r["name"] for r in read(folder, "measures")]
+def names(folder): return read(folder, "measures").name.tolist()
 
 
 def cell(seed, accuracy=50.0):
@@ -294,7 +294,7 @@ def cell(seed, accuracy=50.0):
 def test_the_last_row_of_a_cell_counts(tmp_path):
     for seed, accuracy in ((0, 50.0), (1, 60.0), (0, 70.0)):
         append(cell(seed, accuracy), tmp_path)
-    assert [(r["seed"], r["accuracy"]) for r in read(tmp_path)] == [(0, 70), (1, 60)]
+    assert read(tmp_path)[["seed", "accuracy"]].values.tolist() == [[0, 70], [1, 60]]
     plan = [{k: v for k, v in vars(cell(s)).items() if k != "accuracy"} for s in (1, 2)]
     assert [c["seed"] for c in missing(plan, read(tmp_path))] == [2]
 
@@ -303,9 +303,9 @@ def test_tensors_and_arrays_are_stored_as_numbers(tmp_path):
     row = cell(0, torch.tensor(12.5))
     row.psnr_min, row.extra = np.float32(30.1), dict(bands=torch.ones(2), worst=np.inf)
     append(row, tmp_path)
-    found, = read(tmp_path)
-    assert found["accuracy"] == 12.5 and found["psnr_min"] == 30.1
-    assert found["extra"] == dict(bands=[1, 1], worst=None)
+    found = read(tmp_path).iloc[0]
+    assert found.accuracy == 12.5 and found.psnr_min == 30.1
+    assert found.bands == [1, 1] and found.worst is None
 
 
 @pytest.mark.parametrize("bad", [b"", b"{", b"[1]", b'{"name": "x"}', b"\xff", b"7"])
@@ -336,7 +336,6 @@ def test_results_that_cannot_be_written_or_read(tmp_path):
     sentence(read, tmp_path, "cakes")
     (tmp_path / "cells.jsonl").mkdir()
     sentence(read, tmp_path)
-    sentence(read_csv, tmp_path / "nowhere.csv")
 
 
 def write_many(folder, seed, n):
@@ -351,8 +350,7 @@ def test_two_processes_append_at_once(tmp_path):
     lines = (tmp_path / "measures.jsonl").read_bytes().splitlines()
     rows = read(tmp_path, "measures")
     assert len(lines) == len(rows) == 300
-    for s in (0, 1):
-        assert [r["value"] for r in rows if r["seed"] == s] == list(range(150))
+    for s in (0, 1): assert rows.value[rows.seed == s].tolist() == list(range(150))
 
 
 def write_on(folder, start, said):
@@ -377,7 +375,7 @@ def test_a_killed_writer_loses_nothing_it_reported(tmp_path):
             reported += map(int, lines.read().split())
         child.join()
         assert child.exitcode == -signal.SIGKILL
-    values = [r["value"] for r in read(tmp_path, "measures")]
+    values = read(tmp_path, "measures").value.tolist()
     assert set(reported) <= set(values) and len(values) <= len(reported) + 8
 
 

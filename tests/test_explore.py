@@ -11,7 +11,11 @@ from matplotlib.text import Text
 from PIL import Image
 
 from dh_nb import cli, data, explore as e, explorers as x
-from dh_nb.data import BadInput
+from dh_nb.countermeasures.suite import register_countermeasure
+from dh_nb.data import BadInput, ImageSet
+from dh_nb.methods import register_method
+from dh_nb.publishing import protect
+from dh_nb.registry import REGISTERED, TABLES
 
 VOID = {"img", "input", "br", "meta"}
 
@@ -197,6 +201,9 @@ def test_frames_may_have_another_shape():
 
 # what is kept
 
+TOY = dict(data="toy", method="toy")
+
+
 def test_a_second_look_computes_nothing(home, monkeypatch):
     look = x.Look(per_class=4)
     first = x.arrays(look)
@@ -212,14 +219,14 @@ def test_a_second_look_computes_nothing(home, monkeypatch):
 def test_other_weights_are_not_served_old_arrays(home, monkeypatch):
     for name in "aab":
         monkeypatch.setattr(x, "edition", lambda n=name: n)
-        x.kept({}, lambda n=name: {n: torch.ones(1)})
-    assert len(list(home.iterdir())) == 2 and x.kept({}, dict).keys() == {"b"}
+        x.kept(TOY, lambda n=name: {n: torch.ones(1)})
+    assert len(list(home.iterdir())) == 2 and x.kept(TOY, dict).keys() == {"b"}
 
 
 def test_a_cache_that_cannot_be_written_is_no_obstacle(home, monkeypatch):
     home.parent.joinpath("file").write_text("")
     monkeypatch.setenv("DH_CACHE", str(home.parent / "file"))
-    assert x.kept({}, lambda: {"a": torch.ones(1)})["a"].item() == 1
+    assert x.kept(TOY, lambda: {"a": torch.ones(1)})["a"].item() == 1
 
 
 def test_the_memory_forgets_the_oldest(monkeypatch):
@@ -239,7 +246,7 @@ def four(home, monkeypatch, tmp_path):
         if name in ("dvae", "diffusion_purify"): raise BadInput("not here")
         return treat(name, *about)
     monkeypatch.setattr(x, "treat", quick)
-    return dict(distances=x.explore_distances(4), hiding=x.explore_hiding(),
+    return dict(distances=x.explore_distances(per_class=4), hiding=x.explore_hiding(),
                 countermeasures=x.explore_countermeasures(), results=x.explore_results())
 
 
@@ -247,7 +254,7 @@ def four(home, monkeypatch, tmp_path):
     ("distances", dict(cls=5, view="tsne", what="pictures", method="class DCT",
                        after="jpeg", strength=5)),
     ("countermeasures", dict(after="cutout", strength=5, method="class DCT", picture=4)),
-    ("hiding", dict(preset="robust", bands=1, db=40, damage="jpeg 10", secret="bee",
+    ("hiding", dict(preset="robust", bands=1, db=40, damage="jpeg", secret="bee",
                     cover="flower")),
     ("results", dict(part="10 to 18", table="cifar10, small, first 1000 a class, quick48",
                      by="PSNR", full=True))])
@@ -273,24 +280,24 @@ def test_the_step_matters_only_to_who_adapts(four, monkeypatch):
     monkeypatch.setattr(x, "deep", lambda: True)
     monkeypatch.setattr(x, "network", lambda layer: x.Extractor(
         torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(8)), "0", 0.5, pooled=False))
-    t = x.explore_distances(4).set("method", "adapting, without LFC")
+    t = x.explore_distances(per_class=4).set("method", "adapting, without LFC")
     assert "after 0 steps" in t.caption and t.draw(step=0) != t.draw(step=40)
 
 
-@pytest.mark.parametrize("after", x.AFTER[-4:])
+@pytest.mark.parametrize("after", ["randaugment", "orthogonal_projection", "diffusion_purify",
+                                   "dvae"])
 def test_distances_after_what_is_no_filter(after, home):
     "Each is drawn, differs from the published pictures, and says its strength."
     if after == "diffusion_purify": pytest.importorskip("diffusers")
-    t = x.explore_distances(4).set("layer", "pixels, 8 x 8").set("method", "class DCT")
+    t = x.explore_distances(per_class=4).set("layer", "pixels, 8 x 8").set("method", "class DCT")
     plain = t.draw()
     assert t.draw(after=after) != plain
-    assert f"{after} ({x.setting(after, 3)})" in t.set("after", after).caption
+    assert f"{after} ({x.setting(after)})" in t.set("after", after).caption
 
 
 def test_a_folder_of_ones_own(home, tmp_path):
-    from dh_nb.protect import protect
-    protect("embedded", tmp_path / "mine", "fast", per_class=4)
-    t = x.explore_distances(4, (str(tmp_path / "mine"),))
+    protect("embedded", tmp_path / "mine", hider="fast", per_class=4)
+    t = x.explore_distances(per_class=4, folders=[str(tmp_path / "mine")])
     name = f"files:{tmp_path / 'mine'}"
     a, b = (x.published("embedded", 4, m)[0] for m in (name, "dh"))
     assert x.decibel(a, b).min() > 45 and name in t.controls["method"].values
@@ -301,7 +308,6 @@ def test_a_folder_of_ones_own(home, tmp_path):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     "Published pictures: enough of each class, and too few."
-    from dh_nb.protect import protect
     tmp = tmp_path_factory.mktemp("published")
     for name, n in (("mine", 40), ("few", 1)): protect("embedded", tmp / name, per_class=n)
     return tmp
@@ -310,13 +316,13 @@ def folders(tmp_path_factory):
 def test_folders_of_the_environment_are_offered(folders, home, monkeypatch):
     monkeypatch.setenv("DH_FILES", f"{folders / 'mine'}\n{folders / 'few'}\n")
     names = [f"files:{folders / 'mine'}", f"files:{folders / 'few'}"]
-    monkeypatch.setattr(x, "treat", lambda name, x8, y, rows, strength: x8[rows])
-    for t in (x.explore_distances(4), x.explore_countermeasures()):
+    monkeypatch.setattr(x, "treat", lambda name, x8, y, rows: x8[rows])
+    for t in (x.explore_distances(per_class=4), x.explore_countermeasures()):
         assert list(t.controls["method"].values[-2:]) == names
     assert names[0] in t.set("method", names[0]).caption
     with pytest.raises(BadInput, match="few lacks 190 of the 200 pictures"):
         t.draw(method=names[1])
-    assert names[0] not in x.explore_distances(4, ()).controls["method"].values
+    assert names[0] not in x.explore_distances(per_class=4, folders=[]).controls["method"].values
 
 
 @pytest.mark.parametrize("bad, says", [
@@ -362,22 +368,23 @@ def test_no_results_are_said(home, tmp_path):
 
 def test_every_countermeasure_is_shown_or_missed(home, monkeypatch):
     calls = []
-    def treat(name, x8, y, rows, strength):
+    def treat(name, x8, y, rows):
         calls.append(name)
         if name == "dvae": raise BadInput("not here")
         return x8[rows]
     monkeypatch.setattr(x, "treat", treat)
     t = x.explore_countermeasures()
-    assert "quality 10" in t.caption and len(calls) == 19
+    assert "quality=10" in t.caption and len(calls) == 19
     assert "not installed" in t.picture(after="dvae").alt and len(calls) == 19
     t.draw(strength=1)
     assert len(calls) == 38
 
 
 def test_strengths_are_in_order_and_three_is_the_suite():
-    for name, (values, *_) in {**x.STRENGTHS, **x.DEEPER}.items():
-        assert len(values) == 5
-        assert list(values) in (sorted(values), sorted(values, reverse=True)), name
+    for name, (_, values) in x.SWEEPS.items():
+        assert len(values) == 5 and x.sweep(name, 3) == name
+        known = [v for v in values if v is not None]
+        assert known in (sorted(known), sorted(known, reverse=True)), name
 
 
 PHONE = 314  # pixels of a picture where the window has 390
@@ -392,7 +399,7 @@ def letters(fig):
 def test_pages_are_light_and_can_be_read_on_a_phone(name, home, monkeypatch):
     "All frames are counted, some are drawn: first, middle and last."
     if name == "countermeasures":  # what takes long changes no letter and hardly a byte
-        treat = lambda name, x8, y, rows, strength: x8[rows]
+        treat = lambda name, x8, y, rows: x8[rows]
         monkeypatch.setattr(x, "treat", treat)
     monkeypatch.setattr(x, "deep", lambda: False)
     t = x.PAGES[name]()
@@ -417,7 +424,7 @@ def test_parts_of_the_table_are_all_of_it(four):
     parts = [t.picture(part=p).alt for p in t.controls["part"].values[1:]]
     assert all(p.endswith("clean.") for p in parts)
     shown = [p.partition("shown: ")[2].removesuffix(", clean.") for p in parts]
-    assert ", ".join(shown) == ", ".join(k["method"] for k in lines if k["method"] != "clean")
+    assert ", ".join(shown) == ", ".join(m for m in lines.method if m != "clean")
 
 
 UMAP_TOY = """
@@ -432,27 +439,28 @@ def test_umap_is_a_map_where_it_is_installed(home, monkeypatch, tmp_path):
     monkeypatch.setattr(x, "deep", lambda: False)
     has = x.find_spec
     monkeypatch.setattr(x, "find_spec", lambda name: name != "umap" and has(name))
-    before = x.explore_distances(4)
+    before = x.explore_distances(per_class=4)
     assert before.controls["view"].values == ("pca", "tsne") and before.now()
     (tmp_path / "umap.py").write_text(UMAP_TOY)
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.delitem(sys.modules, "umap", raising=False)
     monkeypatch.setattr(x, "find_spec", has)
     monkeypatch.setattr(x, "MEMORY", {})  # on the disk lies a look without it
-    after = x.explore_distances(4)
+    after = x.explore_distances(per_class=4)
     assert after.controls["view"].values == ("pca", "tsne", "umap")
     pca = after.draw()
     assert after.draw(view="umap") != pca and "Map: umap" in after.set("view", "umap").caption
     sys.modules.pop("umap")
 
 
-@pytest.mark.parametrize("name", [n for n in x.DEEPER if n not in ("dvae", "diffusion_purify")])
+@pytest.mark.parametrize("name", [n for n in x.SWEEPS if n not in (
+    "dvae", "diffusion_purify", "cutmix", "mixup")])  # two are slow, two draw a share
 def test_a_stronger_countermeasure_changes_more(name, home):
     "Each setting is what it says: from 1 to 5 pictures lose decibels, or are others."
     x8, data = x.published("embedded", 4, "dh")[0], x.opened("embedded", 4).data
     rows = torch.arange(0, 40, 4)
-    seen = [x.treat(name, x8, data.y, rows, s) for s in range(1, 6)]
-    values = x.DEEPER[name][0]
+    seen = [x.treat(x.sweep(name, s), x8, data.y, rows) for s in range(1, 6)]
+    values = x.SWEEPS[name][1]
     for i in range(4):  # more draws need not find a worse one
         same = torch.equal(seen[i], seen[i + 1])
         assert same == (values[i] == values[i + 1]) or same and name == "ueraser_max"
@@ -461,16 +469,74 @@ def test_a_stronger_countermeasure_changes_more(name, home):
     assert lost[0] > lost[4] or name in ("randaugment", "ueraser_max")
 
 
+# pictures of one's own
+
+@pytest.fixture
+def ours():
+    "Three classes of different sizes, not square, as somebody has them in memory."
+    g = torch.Generator().manual_seed(0)
+    x8 = torch.randint(0, 256, (17, 3, 48, 64), generator=g).byte()
+    y = torch.tensor([0] * 8 + [1] * 6 + [2] * 3)
+    return ImageSet(x8, y, ["a", "b", "c"], [str(i) for i in range(17)])
+
+
+def test_ones_own_pictures_are_shown_and_nothing_of_them_is_kept(ours, home):
+    safe = protect(ours, "fast")
+    t = x.explore_distances(ours, {"mine": safe, "again": ours}, countermeasures=["none", "jpeg"])
+    assert t.controls["method"].values == ("mine", "again", "clean")
+    assert t.controls["cls"].values == (0, 1, 2) and "dataset" not in t.controls
+    plain, words = t.now()
+    assert words.startswith("your pictures, mine: changes") and "ratio" in words
+    for name, value in dict(cls=0, view="tsne", what="hidden pictures", after="jpeg",
+                            method="clean").items():
+        t.set(name, value)
+        assert t.now()[0] != plain, name
+        plain = t.now()[0]
+    assert not home.exists()
+    name = x.bring(ours, safe)
+    assert torch.equal(x.published(name, 99, "fast")[0], safe.x)
+    assert x.hider_at(name, 99, "fast", 0, x.quiet) is safe.info["hider"]
+
+
+@pytest.mark.parametrize("wrong, says", [
+    (lambda o: (o, None), "or neither"), (lambda o: (None, o), "or neither"),
+    (lambda o: (o, o.subset(torch.arange(5))), "picture by picture"), (lambda o: (o, "magic"), "magic"),
+    (lambda o: (o, ImageSet(o.x, o.y, ["u", "v", "w"], o.names)), "other classes"),
+    (lambda o: (o.subset(torch.arange(8)), o.subset(torch.arange(8))), "two classes")])
+def test_sets_that_do_not_belong_together(wrong, says, ours, home):
+    with pytest.raises(BadInput, match=says): x.explore_distances(*wrong(ours))
+
+
+def test_what_was_registered_is_offered(home):
+    register_method("tint")(lambda task, seed: task.data.x // 2)
+
+    @register_countermeasure
+    def turned(x, times: int = 1): return x.rot90(times, (2, 3))
+    try:
+        t = x.explore_distances(per_class=4)
+        assert "tint" in t.controls["method"].values and "turned" in t.controls["after"].values
+        before = t.set("method", "tint").now()[0]
+        assert t.set("after", "turned").now()[0] != before and "turned (times=1)" in t.caption
+        assert "turned" in x.explore_countermeasures().controls["after"].values
+        spelled = ["none", "turned(times=2)", "jpeg(quality=50)"]
+        t = x.explore_distances(per_class=4, countermeasures=spelled)
+        assert t.controls["after"].values == tuple(spelled)
+        assert "jpeg (quality=50)" in t.set("after", "jpeg(quality=50)").caption
+    finally:
+        for kind, name in (("method", "tint"), ("countermeasure", "turned")):
+            del TABLES[kind][name], REGISTERED[kind, name]
+
+
 # the command
 
 def test_a_room_is_found_in_the_clone_or_in_the_package(monkeypatch, tmp_path):
-    assert cli.notebook("80_explorers").parent.name == "nbs"
-    with pytest.raises(BadInput): cli.notebook("81_nothing")
+    assert data.notebook("80_explorers").parent.name == "nbs"
+    with pytest.raises(BadInput): data.notebook("81_nothing")
     home = tmp_path / "site" / "dh_nb"
     (home / "notebooks").mkdir(parents=True)
     (home / "notebooks" / "80_explorers.ipynb").write_text("{}")
     monkeypatch.setattr(data, "files", lambda package: home)
-    path = cli.notebook("80_explorers")
+    path = data.notebook("80_explorers")
     assert path.parent.name == "notebooks"
     assert cli.own_copy(path, tmp_path / "out").parent == tmp_path / "out"
 

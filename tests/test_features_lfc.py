@@ -400,7 +400,7 @@ def test_rows_go_there_and_back(pictures, tiny, tmp_path):
     rows = c.concentration_rows(tiny, to8(cover), to8(stego), y, preset="thin", dataset="toy", seed=3)
     for row in rows:
         append(row, tmp_path)
-    back = {r["name"]: r for r in read(tmp_path, "measures")}
+    back = {r["name"]: r for r in read(tmp_path, "measures").to_dict("records")}
     assert len(back) == len(rows) == 4 * 7 and back["changes, none: intra"]["preset"] == "thin"
     z = tiny((to_float(to8(stego)) - to_float(to8(cover))), change=True)
     assert back["changes, none: ratio"]["value"] == pytest.approx(f.separation(z, y)["ratio"], rel=1e-4)

@@ -6,14 +6,15 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 
-from dh_nb import baselines as b, evaluate as e
+from dh_nb import bench as e, methods as b
 from dh_nb.data import BadInput, ImageSet, load_dataset
 from dh_nb.nets import Muon, orthogonal
-from dh_nb.protect import WORK, in_threads
+from dh_nb.protocol import shrink_for_victim
+from dh_nb.publishing import WORK, in_threads
 from dh_nb.quality import quality_table
 from dh_nb.results import Row, append, missing, read
 from dh_nb.squeeze import BlockDCT
-from dh_nb.victim import schedule, train_victim
+from dh_nb.victim import VictimConfig, train_victim, training_budget
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +71,7 @@ def test_a_worker_that_fails_ends_it_all():
 
 def cheap(name, task, seed):
     "A method with two steps of adaptation in place of all."
-    method = b.METHODS[name]
+    method = b.METHODS[name].fn
     if "adapted" in name: method = partial(method, steps=2)
     return method(task, seed)
 
@@ -97,7 +98,7 @@ def test_rivals_have_no_hider():
 
 
 def test_a_method_says_who_it_is_not():
-    with pytest.raises(BadInput, match="choose one of clean"): b.publish_as("?", None, 0)
+    with pytest.raises(BadInput, match="there are clean"): b.publish_as("?", None, 0)
     with pytest.raises(BadInput, match="No method"): e.cell("embedded", "?", "none", 0)
     with pytest.raises(BadInput, match="no countermeasure"): e.cell("embedded", "dh", "?", 0)
 
@@ -252,23 +253,25 @@ def test_ops_prefers_far_and_even():
 # ---- cells and grids ----
 
 def test_a_victim_of_a_grid_is_the_victim_of_the_command():
-    assert schedule(10_000) == dict(epochs=7, batch=192)
-    assert schedule(10) == dict(epochs=30, batch=25)
+    assert training_budget(10_000) == VictimConfig(epochs=7, batch=192)
+    assert training_budget(10) == VictimConfig(epochs=30, batch=25)
     data, test = load_dataset(per_class=20), load_dataset(split="test")
-    seen = train_victim(data.x, data.y, test.x, test.y, epochs=2, batch=50, every=1)
+    seen = train_victim(data.x, data.y, test.x, test.y, VictimConfig(epochs=2, batch=50, every=1))
     assert [at for at, _ in seen.history] == [1, 2]
 
 
 def test_large_pictures_are_shrunk_for_victims_and_small_ones_left():
     x = torch.randint(0, 256, (3, 3, 224, 224), dtype=torch.uint8)
-    assert e.shrunk(x).shape == (3, 3, 64, 64) and e.shrunk(x[..., :40, :40]).shape[-1] == 40
+    assert shrink_for_victim(x).shape == (3, 3, 64, 64)
+    assert shrink_for_victim(x[..., :40, :40]).shape[-1] == 40
 
 
 PLAN = "[e.cell('embedded', m, c, s) for s in range(9) for m in ('clean', 'class DCT') " \
        "for c in ('none', 'noise', 'grayscale', 'gaussian_blur')]"
 GRID = f"""
-from dh_nb import evaluate as e
-e.schedule = lambda n: dict(epochs=1, batch=100)  # in the workers too
+from dh_nb import bench as e, protocol
+from dh_nb.victim import VictimConfig
+protocol.training_budget = lambda n, **how: VictimConfig(epochs=1, batch=100, **how)  # there too
 if __name__ == "__main__":
     print(e.run({PLAN}, "rows", workers=2))
 """
@@ -292,5 +295,5 @@ def test_a_killed_grid_goes_on_where_it_was(tmp_path):
     done = subprocess.run(run, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0 and done.stdout.strip() == "2", done.stderr[-2000:]
     after = [json.loads(s) for s in (rows / "cells.jsonl").read_text().splitlines()]
-    assert len(after) == len(plan) and not missing(plan, after)
-    assert after[:len(before)] == before
+    assert len(after) == len(plan) and not missing(plan, read(rows))
+    assert [r["accuracy"] for r in after[:len(before)]] == before.accuracy.tolist()

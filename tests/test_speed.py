@@ -71,7 +71,7 @@ def test_one_call_writes_rows_that_add_up(tmp_path, monkeypatch):
     call = lambda **k: s.speed("embedded", 4, rounds=1, seconds=0.1, goal=5.0, seed=2,
                                results=tmp_path, **k)
     call(full=True, keep=tmp_path / "plain")
-    rows = {r["name"]: r for r in read(tmp_path, "measures")}
+    rows = {r["name"]: r for r in read(tmp_path, "measures").to_dict("records")}
     assert all(r["subset"] == "first 4 a class" and r["seed"] == 2 for r in rows.values())
     value = lambda name: rows[name]["value"]
     assert value("matrix product") == 2 * value("matrix product, bfloat16") == 1e3

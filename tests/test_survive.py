@@ -12,14 +12,16 @@ from dh_nb.data import BadInput, load_dataset
 from dh_nb.distort import SOFT, RandomDistortion, shrink
 from dh_nb.hiding import Hider, Preset, at_places, preset
 from dh_nb.nets import net
-from dh_nb.protect import expected, hidden_pictures, protect
+from dh_nb import recipes
+from dh_nb.countermeasures.base import Countermeasure
+from dh_nb.publishing import choose_secrets, protect
+from dh_nb.revealing import expected
 from dh_nb.semantic import semantic_images
-from dh_nb.training import load_hider, save_hider
-from dh_nb.victim import Adversary
+from dh_nb.training import load_hider
 
 quick = settings(max_examples=20, deadline=None, derandomize=True)
 THIN = Preset("robust", dict(split="dct8", blocks=1, growth=4, layers=2, band=4, gain=4.0),
-              preset("robust").weights, places=4)
+              preset("robust").weights, places=4, recipe="adversarial")
 
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
@@ -50,11 +52,11 @@ def test_other_numbers_of_places_are_refused(places):
 
 def test_a_manifest_remembers_its_places(tmp_path):
     torch.manual_seed(0)
-    save_hider(Hider(THIN), tmp_path / "w.safetensors")
-    told = protect("embedded", tmp_path / "out", tmp_path / "w.safetensors", per_class=4)
+    Hider(THIN).save(tmp_path / "w.safetensors")
+    told = protect("embedded", tmp_path / "out", hider=tmp_path / "w.safetensors", per_class=4)
     assert told["places"] == 4 and told["preset"] == "robust"
     ought = expected(told)
-    assert torch.equal(ought, hidden_pictures(told["classes"], places=4)[0])
+    assert torch.equal(ought, choose_secrets(told["classes"], places=4)[0])
     old = {k: v for k, v in told.items() if k != "places"}  # written before there were any
     assert torch.equal(expected(old), ought[:, :1])
     assert json.loads((tmp_path / "out/manifest.json").read_text())["places"] == 4
@@ -87,7 +89,7 @@ def test_every_opponent_lets_the_gradient_through_and_repeats_itself(kind):
     for _ in range(2):
         torch.manual_seed(1)
         model = net("quick", 4)
-        seen, label = foe.batch(x, y, gen(5))
+        seen, label = foe.batch(x, y, gen(5), 4)
         loss = foe.loss(model, seen, label)
         runs.append(loss.item())
         x.grad = None
@@ -103,7 +105,7 @@ def test_near_is_as_bad_as_the_attack_it_is_made_of():
     ours = s.Near().loss(copy.deepcopy(model), x, y)  # a step moves running statistics
     torch.manual_seed(3)
     bad = pgd(model.eval(), x, y, 8 / 255, 8 / 255, 1)
-    torch.testing.assert_close(ours, Adversary().loss(model.train(), bad, y))
+    torch.testing.assert_close(ours, Countermeasure().loss(model.train(), bad, y))
 
 
 def test_what_a_class_has_in_common_is_taken_out_and_what_moves_stays():
@@ -187,7 +189,8 @@ def test_what_is_known_of_a_class_is_taken_off_before_it_is_drawn_again():
 
 
 def test_gray_readers_see_no_colour():
-    x = s.opponents(4, FEW)["gray"].batch(pictures(), torch.zeros(8, dtype=torch.long), gen())[0]
+    x = s.opponents(4, FEW)["gray"].batch(
+        pictures(), torch.zeros(8, dtype=torch.long), gen(), 4)[0]
     assert (x - x.mean(1, keepdim=True)).abs().max() < 2 / 255
 
 
@@ -198,7 +201,7 @@ def test_a_reader_learns_what_is_plain():
     stego = cover.clone()
     stego[:, :, 8:24, 8:24] = torch.eye(3)[y, :, None, None]
     torch.manual_seed(0)
-    reader, g = s.Reader(Adversary(), torch.zeros(3, 1, 3, 32, 32), cover), gen()
+    reader, g = s.Reader(Countermeasure(), torch.zeros(3, 1, 3, 32, 32), cover), gen()
     log = []
     for _ in range(40):
         losses = reader.losses(cover, stego, y, g)
@@ -240,7 +243,7 @@ def test_a_small_folder_has_small_readers():
         met.add(crowd.kind)
         assert all(v.isfinite() for v in crowd(cover, secret, y, g).values())
     for way in crowd.kinds["augment"].choice:  # mixtures of two classes, not of ten
-        assert way.loss(crowd.readers["augment"].net, *way.batch(cover, y, g)).isfinite()
+        assert way.loss(crowd.readers["augment"].net, *way.batch(cover, y, g, 2)).isfinite()
     assert {len(r.secrets) for r in crowd.readers.values()} == {2}
 
 
@@ -249,7 +252,7 @@ def test_harden_trains_repeats_itself_and_logs_its_readers():
     def once():
         torch.manual_seed(1)
         hider = Hider(THIN)
-        return hider, s.harden(hider, x8, lib, 4, seed=2, batch=8)
+        return hider, s.harden(hider, x8, lib, steps=4, seed=2, batch=8)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on several, an autoencoder's gradient adds up in any order
     try: (a, log), (b, _) = once(), once()
@@ -261,14 +264,14 @@ def test_harden_trains_repeats_itself_and_logs_its_readers():
 
 
 def test_adapt_goes_on_as_the_preset_was_trained(monkeypatch):
-    called = []
-    for name in ("harden", "finetune"):
-        monkeypatch.setattr(s, name, lambda *a, name=name, **k: called.append((name, k)))
+    called, how = [], {}
+    monkeypatch.setattr(s, "harden", lambda *a, **k: how.update(k))
+    standard = recipes.Recipe(None, lambda *a, **k: called.append(k))
+    monkeypatch.setitem(recipes.RECIPES, "standard", standard)
     x8, lib = load_dataset(per_class=2).x, semantic_images(["a", "b"])
     thin = Hider(THIN)
-    for hider in (thin, load_hider("fast")): s.adapt(hider, x8, lib, 1)
-    (first, how), second = called
-    assert first == "harden" and second == ("finetune", {})
+    for hider in (thin, load_hider("fast")): recipes.finetune(hider, x8, lib, steps=1)
+    assert called == [dict(steps=1, psnr=30.1, seed=0)]
     assert how["crowd"].shares == s.SHARES | s.TURNS and how["crowd"].kinds["gray"].strict == 2
     assert thin.preset.weights == THIN.weights | s.CLOSE and THIN.weights != thin.preset.weights
 

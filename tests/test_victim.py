@@ -11,10 +11,14 @@ from dh_nb.countermeasures.augment import CutMix
 from dh_nb.countermeasures.suite import countermeasure
 from dh_nb.data import BadInput, load_dataset
 from dh_nb.nets import net
-from dh_nb.victim import (Adversary, Team, crop_flip, left, optimisers, pad_store, step,
+from dh_nb.countermeasures.base import Countermeasure
+from dh_nb.victim import (Team, VictimConfig, crop_flip, left, optimisers, pad_store, step,
                           train_victim)
 
-HOW = dict(epochs=4, batch=40, every=1)
+
+def how(name="quick", **more):
+    "Four short epochs, each followed by a test."
+    return VictimConfig(**{**dict(name=name, epochs=4, batch=40, every=1), **more})
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +27,12 @@ def task():
     return data.x, data.y, test.x, test.y
 
 
-class Unplugged(Adversary):
+class Unplugged(Countermeasure):
     "Breaks down at a share of the training, if told to; draws from every source."
 
     def __init__(self, at=2.0): self.at = at
 
-    def batch(self, x, y, g):
+    def batch(self, x, y, g, classes):
         return (x + 0.1 * torch.rand(len(x), 1, 1, 1, generator=g)).clamp(0, 1), y
 
     def loss(self, model, x, y, done=0.0):
@@ -42,12 +46,12 @@ class Unplugged(Adversary):
 @pytest.mark.parametrize("name", ["quick", "narrow"])
 def test_four_epochs_are_two_and_two(name, task, tmp_path):
     whole, cut = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
-    one = train_victim(*task, name, keep=whole, adversary=Unplugged(), **HOW)
-    plain = train_victim(*task, name, adversary=Unplugged(), **HOW)
+    one = train_victim(*task, how(name), keep=whole, countermeasure=Unplugged())
+    plain = train_victim(*task, how(name), countermeasure=Unplugged())
     with pytest.raises(InterruptedError):
-        train_victim(*task, name, keep=cut, adversary=Unplugged(0.5), **HOW)
+        train_victim(*task, how(name), keep=cut, countermeasure=Unplugged(0.5))
     torch.manual_seed(99)  # another process would begin anywhere
-    two = train_victim(*task, name, keep=cut, adversary=Unplugged(), **HOW)
+    two = train_victim(*task, how(name), keep=cut, countermeasure=Unplugged())
     assert plain.history == one.history == two.history and len(one.history) == 4
     a, b = load_file(whole), load_file(cut)
     assert a.keys() == b.keys()
@@ -56,7 +60,7 @@ def test_four_epochs_are_two_and_two(name, task, tmp_path):
 
 
 def test_a_finished_training_is_only_read(task, tmp_path):
-    call = lambda: train_victim(*task, keep=tmp_path / "a", adversary=foe, **HOW)
+    call = lambda: train_victim(*task, how(), keep=tmp_path / "a", countermeasure=foe)
     foe = Unplugged()
     first = call()
     foe = Unplugged(0.0)  # would break down at the first batch
@@ -66,23 +70,24 @@ def test_a_finished_training_is_only_read(task, tmp_path):
 
 @pytest.mark.parametrize("other,word", [
     (dict(seed=1), "seed 0, not 1"), (dict(epochs=5), "epochs 4, not 5"),
-    (dict(adversary=CutMix()), "adversary")])
+    (dict(countermeasure=CutMix()), "none, not cutmix")])
 def test_a_file_of_another_training_is_refused(other, word, task, tmp_path):
-    train_victim(*task, keep=tmp_path / "a", **HOW)
+    train_victim(*task, how(), keep=tmp_path / "a")
+    foe = other.pop("countermeasure", None)
     with pytest.raises(BadInput, match=word):
-        train_victim(*task, keep=tmp_path / "a", **{**HOW, **other})
+        train_victim(*task, how(**other), keep=tmp_path / "a", countermeasure=foe)
     x8, *rest = task
     with pytest.raises(BadInput, match="pictures"):
-        train_victim(255 - x8, *rest, keep=tmp_path / "a", **HOW)
+        train_victim(255 - x8, *rest, how(), keep=tmp_path / "a")
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-100], lambda b: b"", lambda b: b"x" * 50])
 def test_a_damaged_file_is_named(damage, task, tmp_path):
     path = tmp_path / "a"
-    train_victim(*task, keep=path, **HOW)
+    train_victim(*task, how(), keep=path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BadInput, match="a is not a training"):
-        train_victim(*task, keep=path, **HOW)
+        train_victim(*task, how(), keep=path)
 
 
 # ---- nothing left to learn ----
@@ -92,20 +97,20 @@ def test_a_guess_leaves_everything(classes):
     assert abs(left(math.log(classes), classes) - 1) < 1e-9
 
 
-class Broken(Adversary):
+class Broken(Countermeasure):
     def loss(self, model, x, y, done=0.0):
         loss = super().loss(model, x, y, done)
         return loss * math.nan if done >= 0.5 else loss
 
 
 def test_a_loss_that_is_no_number_ends_it_if_asked(task):
-    ends = [train_victim(*task, adversary=Broken(), stop=s, **HOW).history[-1][0]
+    ends = [train_victim(*task, how(stop=s), countermeasure=Broken()).history[-1][0]
             for s in (None, 0.0)]
     assert ends == [4, 3]
 
 
 def test_a_stopped_training_is_over(task, tmp_path):
-    call = lambda: train_victim(*task, keep=tmp_path / "a", stop=10.0, **HOW)
+    call = lambda: train_victim(*task, how(stop=10.0), keep=tmp_path / "a")
     assert [e for e, _ in call().history] == [1] == [e for e, _ in call().history]
 
 
@@ -128,9 +133,10 @@ PAIR = """
 import hashlib, json, sys
 import torch
 from dh_nb.data import load_dataset
-from dh_nb.victim import Adversary, Team, train_victim
+from dh_nb.countermeasures.base import Countermeasure
+from dh_nb.victim import Team, VictimConfig, train_victim
 
-class Watch(Adversary):
+class Watch(Countermeasure):
     model = torch.nn.Identity()  # where nothing is left to train
 
     def loss(self, model, x, y, done=0.0):
@@ -139,8 +145,8 @@ class Watch(Adversary):
 
 data, test = (load_dataset(split=s, per_class=50) for s in ("train", "test"))
 foe = Watch()
-score = train_victim(data.x, data.y, test.x, test.y, epochs=8, batch=35, every=8,
-                     adversary=foe, keep=sys.argv[1])
+score = train_victim(data.x, data.y, test.x, test.y, VictimConfig(epochs=8, batch=35, every=8),
+                     countermeasure=foe, keep=sys.argv[1])
 state = foe.model.state_dict()
 hashed = hashlib.sha256(b"".join(v.contiguous().numpy().tobytes() for v in state.values()))
 print(json.dumps(dict(rank=Team().rank, weights=hashed.hexdigest(), accuracy=score.accuracy,
@@ -192,7 +198,7 @@ def lesson(at, name, foe, back=True):
     with torch.device(at): model = net(name, 10)
     store = pad_store(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).to(at)
     g, y = torch.Generator().manual_seed(0), torch.zeros(8, dtype=torch.long, device=at)
-    loss = foe.loss(model, *foe.batch(crop_flip(store, torch.arange(8), g), y, g), 0.0)
+    loss = foe.loss(model, *foe.batch(crop_flip(store, torch.arange(8), g), y, g, 10), 0.0)
     if back: step(loss, optimisers(model, 0.1, 0.0, 9))
     return loss.device.type
 
@@ -201,8 +207,8 @@ def lesson(at, name, foe, back=True):
 def test_a_card_that_is_not_here(name):
     "The shapes and devices of a step, without data: what a card would refuse is refused."
     with FakeTensorMode():  # forward as on CUDA; backward would look for the card
-        assert lesson("cuda", name, Adversary(), back=False) == "cuda"
-    assert lesson("meta", name, Adversary()) == "meta"
+        assert lesson("cuda", name, Countermeasure(), back=False) == "cuda"
+    assert lesson("meta", name, Countermeasure()) == "meta"
 
 
 @pytest.mark.parametrize("name", ["cutout", "adversarial_training"])
@@ -211,6 +217,6 @@ def test_countermeasures_follow_the_device(name):
 
 
 def test_a_tensor_that_stayed_behind_is_caught():
-    class Slip(Adversary):
-        def batch(self, x, y, g): return x + torch.zeros(3, 32, 32), y
+    class Slip(Countermeasure):
+        def batch(self, x, y, g, classes): return x + torch.zeros(3, 32, 32), y
     with pytest.raises(RuntimeError, match="device"): lesson("meta", "quick", Slip())

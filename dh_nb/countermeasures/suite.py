@@ -130,7 +130,7 @@ def register_countermeasure(name: str | Callable | None = None) -> Callable:
         name: letters, digits and _. Default: the name of what is decorated.
 
     Returns:
-        What was decorated: a function `(x, **parameters) -> x` on pictures, float in
+        What was decorated, a function `(x, **parameters) -> x` on pictures, float in
         [0, 1], (B, 3, H, W), that is applied to every file; or a subclass of
         `Countermeasure` (a dataclass) that overrides `files`, `batch` or `loss`.
 

@@ -26,7 +26,7 @@ LIB = "dh_nb"
 FLOORS = ["tools", "hiding", "features", "making", "victims", "countermeasures",
           "judging", "results", "seeing", "doors"]
 EXTRAS = {20: "features", 21: "features", 30: "features", 31: "diffusion", 54: "diffusion",
-          55: "diffusion", 61: "bench", 63: "bench", 80: "features"}
+          55: "diffusion", 62: "bench", 64: "bench", 80: "features"}
 TAGS = {"hide": "remove-cell", "slow": "skip-execution", "gpu": "skip-execution",
         "eval: false": "skip-execution"}
 
@@ -279,6 +279,19 @@ def room_table(keep):
                      for name, number, _, title, motto in ROOMS if keep(number))
 
 
+def front_door():
+    "What `dh_nb` itself exports, with the first line that it says of itself."
+    def row(name, module):
+        tree = ast.parse(file_of(module).read_text(encoding="utf-8"))
+        node, = [n for n in tree.body if getattr(n, "name", "") == name]
+        words = ast.get_docstring(node).splitlines()[0]
+        home = HOME[module]
+        return f"| {{py:obj}}`dh_nb.{name} <{module}.{name}>` | {words} | [{home}](../{home}.ipynb) |"
+    public = importlib.import_module(LIB).PUBLIC
+    rows = "\n".join(row(name, f"{LIB}.{module}") for name, module in public.items())
+    return f"| name | what it is for | room |\n| --- | --- | --- |\n{rows}\n"
+
+
 def module_table():
     "Modules with what each is for, and the tree of their pages."
     rows = "\n".join(f"| [`{m}`]({m}.md) | {motto} | [{name}](../{name}.ipynb) |"
@@ -303,7 +316,7 @@ def readme(config):
 
 
 MARKERS = {"readme": readme, "lessons": lambda _: lessons(),
-           "modules": lambda _: module_table(),
+           "modules": lambda _: module_table(), "front door": lambda _: front_door(),
            "results": lambda _: room_table(lambda n: n // 10 == 7)}
 
 
@@ -328,6 +341,15 @@ def rst(words):
             parts[i] = f":py:obj:`{part} <{full}>`" if full else f"``{part}``"
         else: parts[i] = re.sub(r"([\\*|_])", r"\\\1", part)
     return "".join(parts)
+
+
+def docstring(lines):
+    "Words as reStructuredText; names of fields, directives and examples stay."
+    example = False
+    for s in "\n".join(lines).splitlines():
+        example = s.lstrip().startswith(">>>") or example and bool(s.strip())
+        field, words = re.match(r"(:\w+(?: \w+)?:|\.\. \w+::)?(.*)", s).groups()
+        yield s if example else (field or "") + rst(words)
 
 
 def short(value):
@@ -358,11 +380,21 @@ def parameters(obj):
     return extra
 
 
+def with_types(obj, lines):
+    "The annotation of each parameter that a docstring describes, in front of it."
+    for i in reversed(range(len(lines))):
+        name = re.match(r":param (\w+):", lines[i])
+        known = name and inspect.signature(obj).parameters.get(name[1])
+        if known: lines.insert(i, f":type {name[1]}: {stringify_annotation(known.annotation, 'smart')}")
+
+
 def entry(app, what, name, obj, options, lines):
     "What stands below a name: words, parameters or a value, and where it was written."
-    lines[:] = [rst(s) if what != "module" else "" for s in lines]
+    lines[:] = docstring(lines) if what != "module" else []
     if what == "module": return
-    if what in ("function", "method", "class", "exception"):
+    if any(s.startswith((":param", ":returns:")) for s in lines):  # in its docstring
+        with_types(obj, lines)
+    elif what in ("function", "method", "class", "exception"):
         lines += ["", *parameters(obj)]
     elif what == "data" and short(obj): lines += ["", f"It is ``{short(obj)}``."]
     module = next(m for m in HOME if name.startswith(f"{m}."))
