@@ -46,7 +46,8 @@ def floor_met(
 # %% ../nbs/60_protocol.ipynb #413b1379
 VICTIM_SIDE = 64  # largest side of the pictures that a victim sees
 FULL_BUDGET = {"quick": {}, "fine": dict(epochs=12, batch=250)}  # own ones, scale full
-PAPERS = {"adversarial_training": "adversarial_training(alpha=2, steps=10)"}
+PAPERS = {  # countermeasure -> as strong as in papers
+    "adversarial_training": "adversarial_training(alpha=2, steps=10)"}
 
 
 def as_papers(

@@ -4,11 +4,25 @@ And a line of the summary: what the rooms took, all together and the longest one
 """
 import os
 
+import pytest
+
 workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, 2 // workers)))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("DH_DEVICE", "cpu")
+
+
+@pytest.fixture
+def forgetful():
+    "What is registered in a test is gone after it."
+    from dh_nb.registry import PLUGINS, REGISTERED, TABLES
+    places = (*TABLES.values(), REGISTERED, PLUGINS)
+    before = [dict(place) for place in places]
+    yield
+    for place, then in zip(places, before):
+        place.clear()
+        place.update(then)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -38,8 +38,8 @@ def fresh(monkeypatch, tmp_path):
 
 
 @pytest.fixture
-def shell(fresh, tmp_path):
-    "A kernel's worth of names, and none of the user's own settings."
+def shell(fresh, forgetful, tmp_path):
+    "A kernel's worth of names, none of the user's own settings; what it registers goes."
     fresh.setenv("IPYTHONDIR", str(tmp_path))
     fresh.setitem(sys.modules, "__main__", sys.modules["__main__"])
     config = Config({"HistoryManager": {"enabled": False},
