@@ -175,7 +175,7 @@ def test_parameters_come_with_type_comment_and_default(site):
     page = (site / "api" / "results.html").read_text(encoding="utf-8")
     page = page[page.index("<article"):]
     words = "".join(html.unescape(re.sub(r"<[^>]+>", "", page)).split())
-    assert "kind(str)–or\"measures\";default\"cells\"" in words
+    assert "kind(str)–or“measures”;default\"cells\"" in words
     assert "onerowacell,thelastofeach;seeframe" in words
 
 
