@@ -418,7 +418,6 @@ def bench_speed(
     scale = a.pop("scale", "tiny" if a.get("dataset") == "embedded" else "small")
     data = a.pop("dataset", "embedded" if scale == "tiny" else "cifar10")
     keep = Path(a.setdefault("results", "results")) / "plain.safetensors"
-    keep.parent.mkdir(parents=True, exist_ok=True)
     rows = speed(data, per_class(data, scale), keep=keep, **a)
     if a.get("full"): keep.unlink(missing_ok=True)  # else it may be somebody's training
     fields = ("name", "value", "unit", "note")

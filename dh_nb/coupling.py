@@ -63,25 +63,23 @@ class Coupling(nn.Module):
         "The bounded log scale a that y1 asks for."
         return self.clamp * torch.tanh(self.rho(y1) / 2)
 
-    def first(
+    def second(
         self,
-        x1: torch.Tensor,  # (B, c, H, W)
-        x2: torch.Tensor,  # (B, c, H, W), or fewer with `of`
-        of: torch.Tensor | slice = slice(None),  # (B,) the row of x2 that each x1 meets
-    ) -> torch.Tensor:  # y1, (B, c, H, W)
-        "The first half of the step, for those who need no more."
-        return x1 + self.phi(x2)[of]
+        y1: torch.Tensor,  # (B, c, H, W)
+        x2: torch.Tensor,  # (B, c, H, W)
+    ) -> torch.Tensor:  # y2, (B, c, H, W)
+        "The second half of the step, for those who have y1 already."
+        return x2 * torch.exp(self.log_scale(y1)) + self.eta(y1)
 
     def forward(
         self,
         u: torch.Tensor,  # x1, or y1 when `rev`, (B, c, H, W)
         v: torch.Tensor,  # x2, or y2 when `rev`, (B, c, H, W)
         rev: bool = False,  # run the inverse
-        of: torch.Tensor | slice = slice(None),  # see `first`; forwards only
     ) -> tuple[torch.Tensor, torch.Tensor]:  # (y1, y2), or (x1, x2) when `rev`
         "Affine coupling forwards, or its exact inverse (RealNVP; HiNet)."
         if rev:
             x2 = (v - self.eta(u)) * torch.exp(-self.log_scale(u))
             return u - self.phi(x2), x2
-        y1 = self.first(u, v, of)
-        return y1, v[of] * torch.exp(self.log_scale(y1)) + self.eta(y1)
+        y1 = u + self.phi(v)
+        return y1, self.second(y1, v)

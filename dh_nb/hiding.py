@@ -107,25 +107,24 @@ class Hider(nn.Module):
         self,
         cover: torch.Tensor,  # float in [0, 1], (B, 3, H, W), any size
         secret: torch.Tensor,  # float in [0, 1], (B, 3, h, w)
-        rest: bool = True,  # False: compute no z, a good part of the work
-        of: torch.Tensor | slice = slice(None),  # (B,) which secret each cover hides
+        return_z: bool = True,  # False: compute no z, a good part of the work
     ) -> tuple[torch.Tensor, torch.Tensor]:  # stego (B, 3, H, W), z padded or None
-        "Stego and rest; the stego is neither clipped nor rounded yet."
+        "Stego and z; the stego is neither clipped nor rounded yet."
         size = cover.shape[-2:]
         if secret.shape[-2:] != size:
             secret = interpolate(secret, size, mode="bilinear", antialias=True)
-        stego, z = self.inn(cover, secret, rest=rest, of=of)
+        stego, z = self.inn(cover, secret, return_z=return_z)
         return crop_to(stego, size), z
 
     def reveal(
         self,
         stego: torch.Tensor,  # float in [0, 1], (B, 3, H, W)
-        z: torch.Tensor | None = None,  # the rest; zeros when None
+        z: torch.Tensor | None = None,  # what was left over; zeros when None
     ) -> torch.Tensor:  # (B, 3, H, W), the found secret
-        "Run backwards with zeros in the place of the rest."
+        "Run the network backwards, with zeros in the place of z."
         whole = pad_to(stego, self.inn.split.factor)
-        rest = torch.zeros_like(whole) if z is None else z
-        return crop_to(self.inn(whole, rest, rev=True)[1], stego.shape[-2:])
+        z = torch.zeros_like(whole) if z is None else z
+        return crop_to(self.inn(whole, z, rev=True)[1], stego.shape[-2:])
 
 # %% ../nbs/12_hiding.ipynb #c502f822
 def at_places(

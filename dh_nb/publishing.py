@@ -58,7 +58,6 @@ def protect_batch(
     x8: torch.Tensor,  # covers of one size, uint8 (B, 3, H, W)
     secret: torch.Tensor,  # what each one hides, float in [0, 1], (B, 3, h, w)
     psnr: float = 30.1,  # budget: every picture has at least this PSNR, dB
-    of: torch.Tensor | slice = slice(None),  # (B,) whose secret is which, when shared
 ) -> torch.Tensor:  # stego as published, uint8 (B, 3, H, W)
     "Hide at the working size, enlarge the change, keep the budget (eq. 1)."
     at = next(hider.parameters()).device
@@ -66,7 +65,7 @@ def protect_batch(
     work = work_size(*native)
     small = x if work == native else interpolate(x, work, mode="area")
     with amp(at):
-        change = hider.hide(small, secret.to(at), False, of)[0].float() - small
+        change = hider.hide(small, secret.to(at), return_z=False)[0].float() - small
     if work != native:
         change = interpolate(change, native, mode="bicubic", align_corners=False)
     return to_budget(x8, (x + change).cpu(), psnr)
@@ -129,11 +128,9 @@ def pick_secrets(
     secrets: torch.Tensor,  # (classes, variants, 3, h, w)
     y: torch.Tensor,  # (B,) labels
     rows: list[int],  # row numbers of the pictures
-) -> tuple[torch.Tensor, torch.Tensor]:  # (k, 3, h, w); (B,) which of them is whose
-    "What these pictures hide, each secret once: class and row number decide."
-    n = secrets.shape[1]
-    used, of = (y * n + torch.tensor(rows) % n).unique(return_inverse=True)
-    return secrets.flatten(0, 1)[used], of
+) -> torch.Tensor:  # (B, 3, h, w)
+    "What each of these pictures hides: class and row number decide."
+    return secrets[y, torch.tensor(rows) % secrets.shape[1]]
 
 # %% ../nbs/58_publishing.ipynb #ed0b398a
 PIXELS = 2**21  # of a batch, at most, unless a single picture has more
@@ -249,8 +246,8 @@ def hide_all(
     out = torch.empty_like(source.x8)
 
     def one(rows, x8):
-        used, of = pick_secrets(secrets, source.y[rows], rows)
-        out[rows[0]:rows[-1] + 1] = protect_batch(hider, x8, used, psnr, of)
+        out[rows[0]:rows[-1] + 1] = protect_batch(
+            hider, x8, pick_secrets(secrets, source.y[rows], rows), psnr)
     for _ in in_threads(one, source.batches()): pass
     return out
 
@@ -269,8 +266,8 @@ def write_pictures(
         (out / "train" / c).mkdir(parents=True)
 
     def one(rows, x8):
-        used, of = pick_secrets(secrets, source.y[rows], rows)
-        stego8 = protect_batch(hider, x8, used, psnr, of)
+        stego8 = protect_batch(hider, x8, pick_secrets(secrets, source.y[rows], rows),
+                               psnr)
         for i, s in zip(rows, stego8):
             save_png(s, out / files[i])
         return zip([files[i] for i in rows], measure(x8, stego8))

@@ -295,6 +295,7 @@ def speed(
     "Our loop against the plain one, and against the machine."
     if not 0 < seconds < 3600:
         raise BadInput(f"A slice of {seconds:g} seconds: give more than 0, up to 3600.")
+    if keep: Path(keep).parent.mkdir(parents=True, exist_ok=True)
     data = load_dataset(dataset, root=root, per_class=per_class)
     test = load_dataset(dataset, root=root, split="test")
     place = dict(dataset=dataset, seed=seed,

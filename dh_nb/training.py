@@ -110,7 +110,7 @@ def hiding_step(
 ) -> dict[str, torch.Tensor]:  # name -> scalar loss
     "Hide, publish, distort half of the batch, reveal, read: all losses of one batch."
     with amp(cover.device):
-        raw = hider.hide(cover, secret, rest=False)[0].float()
+        raw = hider.hide(cover, secret, return_z=False)[0].float()
     stego = publish(cover, raw, db)
     half = len(cover) // 2
     seen = torch.cat([stego[:half], distort(stego[half:], g)]) if distort else stego
