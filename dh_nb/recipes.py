@@ -17,7 +17,7 @@ from .hiding import Hider, Preset, at_places, preset
 from .lfc import Concentration
 from .nets import net
 from .semantic import semantic_images
-from .survive import finetune_adversarial, harden
+from .survive import finetune_adversarial, train_adversarial
 from .training import (HiderConfig, finetune_standard, fingerprint, fit_hider,
                             library, load_hider)
 
@@ -48,8 +48,9 @@ def train_standard(
                      distort=distort, reader=reader, concentrate=lfc)
 
 
-RECIPES = {"standard": Recipe(train_standard, finetune_standard),
-           "adversarial": Recipe(harden, finetune_adversarial)}  # name -> recipe
+RECIPES = {  # name -> recipe
+    "standard": Recipe(train_standard, finetune_standard),
+    "adversarial": Recipe(train_adversarial, finetune_adversarial)}
 
 
 def recipe_of(

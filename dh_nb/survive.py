@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['SHARES', 'BOOK', 'CLOSE', 'TURNS', 'Soft', 'OneOf', 'Near', 'Means', 'Unmarked', 'destroyed', 'in_common', 'Redrawn',
-           'opponents', 'Reader', 'Crowd', 'code_book', 'harden', 'finetune_adversarial', 'soup']
+           'surrogate_countermeasures', 'Reader', 'Crowd', 'code_book', 'train_adversarial', 'finetune_adversarial',
+           'soup']
 
 # %% ../nbs/56_survive.ipynb #cd2c2a73
 from collections.abc import Callable
@@ -193,7 +194,7 @@ class Redrawn(Means):
         return drawn
 
 # %% ../nbs/56_survive.ipynb #2105818f
-def opponents(
+def surrogate_countermeasures(
     classes: int,  # that a reader tells apart
     x8: torch.Tensor,  # covers for an autoencoder, uint8 (N, 3, H, W)
 ) -> dict[str, Countermeasure]:  # one for each kind of reader
@@ -273,7 +274,7 @@ class Crowd:
 
     def __init__(
         self,
-        kinds: dict[str, Countermeasure] | None = None,  # None: `opponents`
+        kinds: dict[str, Countermeasure] | None = None,  # None: all of them
         shares: dict[str, float] | None = None,  # kind -> share, None: SHARES
         classes: int = 10,  # shapes of a reader; fewer if there are fewer
         life: int = 140,  # steps after which a reader is replaced
@@ -311,7 +312,7 @@ class Crowd:
         born = partial(self.born, x8=x8, secrets=secrets, g=g)
         if not self.readers:
             few = min(self.classes, len(secrets))
-            self.kinds = self.kinds or opponents(few, x8)
+            self.kinds = self.kinds or surrogate_countermeasures(few, x8)
             self.readers = {k: born(k) for k in names}
             self.spare = {k: i * self.life // len(names) for i, k in enumerate(names)}
         if self.readers[kind].age + self.spare[kind] >= self.life:
@@ -352,7 +353,7 @@ def code_book(
     return semantic_images(names)
 
 
-def harden(
+def train_adversarial(
     hider: Hider,  # weights that hide already, changed in place
     x8: torch.Tensor,  # covers, uint8 (N, 3, H, W)
     secrets: torch.Tensor | None = None,  # as dealt out; None: `code_book`, at places
@@ -389,10 +390,10 @@ def finetune_adversarial(
 ) -> list[dict[str, float]]:  # every loss of every step
     "Go on with what is hidden here, before a crowd."
     hider.preset = replace(hider.preset, weights=hider.preset.weights | CLOSE)
-    kinds = opponents(min(len(secrets), 10), x8)
+    kinds = surrogate_countermeasures(min(len(secrets), 10), x8)
     kinds["gray"].strict = 2.0
-    return harden(hider, x8, secrets, steps=steps, psnr=psnr, seed=seed,
-                  crowd=Crowd(kinds, SHARES | TURNS))
+    return train_adversarial(hider, x8, secrets, steps=steps, psnr=psnr, seed=seed,
+                             crowd=Crowd(kinds, SHARES | TURNS))
 
 # %% ../nbs/56_survive.ipynb #a32c79ce
 def soup(

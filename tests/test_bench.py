@@ -343,22 +343,22 @@ def test_shares_keep_pictures_together_and_leave_nobody_idle():
 
 # ---- your own method and countermeasure ----
 
-@pytest.mark.parametrize("room, method, foe", [
+@pytest.mark.parametrize("room, method, counter", [
     ("92_house", "stamp", "crop(border=3)"), ("99_project", "brighter", "few_greys(levels=8)")])
-def test_a_plug_in_is_judged_by_real_processes(room, method, foe, tmp_path):
+def test_a_plug_in_is_judged_by_real_processes(room, method, counter, tmp_path):
     "The file that a room teaches, from the command, by two spawned workers."
     (tmp_path / "mine.py").write_text(plugin_of(room))
     bench = Path(sys.executable).with_name("dh_bench")
 
     def ask(word, *more):
         done = subprocess.run([bench, word, "--scale", "tiny", "--plugin", "mine.py", "--methods",
-                               method, "--countermeasures", f"none,{foe}", *more],
+                               method, "--countermeasures", f"none,{counter}", *more],
                               cwd=tmp_path, text=True, capture_output=True, timeout=600)
         assert done.returncode == 0, done.stderr
         return done.stdout
     assert "2 of 2 are in results" in ask("run", "--workers", "2")
     rows, mine = read(tmp_path / "results"), registry.read_plugin(tmp_path / "mine.py").digest
-    assert set(rows.method) == {method} and set(rows.countermeasure) == {"none", foe}
+    assert set(rows.method) == {method} and set(rows.countermeasure) == {"none", counter}
     assert set(rows.plugin) == {mine, f"{mine}+{mine}"}
     assert "0 of 2 cells are missing" in ask("status")
     with open(tmp_path / "mine.py", "a") as f: f.write("# changed\n")

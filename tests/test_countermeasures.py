@@ -31,17 +31,17 @@ def cheap(name): return countermeasure(name, **CHEAP.get(name, {}))
 
 @pytest.mark.parametrize("name", suite())
 def test_one_protocol(name, data):
-    foe, again = cheap(name), cheap(name)
-    assert isinstance(foe, base.Countermeasure) and foe.kind in ("augment", "preprocess", "train", "purify")
-    assert foe.setting and foe.source
+    counter, again = cheap(name), cheap(name)
+    assert isinstance(counter, base.Countermeasure) and counter.kind in ("augment", "preprocess", "train", "purify")
+    assert counter.setting and counter.source
     before = data.x.clone()
-    files = foe.files(data.x, data.y, 3)
+    files = counter.files(data.x, data.y, 3)
     assert files.dtype == torch.uint8 and files.shape == data.x.shape
     assert torch.equal(data.x, before)  # nobody's files are changed in place
     assert torch.equal(files, again.files(data.x, data.y, 3))
-    assert torch.equal(files, data.x) == (foe.kind in ("augment", "train"))
+    assert torch.equal(files, data.x) == (counter.kind in ("augment", "train"))
     seen = [f.batch(to_float(files[:16]), data.y[:16], torch.Generator().manual_seed(5), 10)
-            for f in (foe, again)]
+            for f in (counter, again)]
     assert torch.equal(seen[0][0], seen[1][0]) and torch.equal(seen[0][1], seen[1][1])
     assert seen[0][0].shape == (16, 3, 32, 32)
     assert 0 <= seen[0][0].min() and seen[0][0].max() <= 1
@@ -64,14 +64,14 @@ def test_names():
 
 @pytest.mark.parametrize("name", suite())
 def test_parameters_are_the_setting_and_the_spelling(name):
-    foe = countermeasure(name)
-    assert str(foe) == name and foe == countermeasure(f"{name}({foe.setting})")
-    first = foe.setting.split(", ")[0].partition("=")[0]
-    low, high = foe.ranges.get(first, (None, None))
+    counter = countermeasure(name)
+    assert str(counter) == name and counter == countermeasure(f"{name}({counter.setting})")
+    first = counter.setting.split(", ")[0].partition("=")[0]
+    low, high = counter.ranges.get(first, (None, None))
     if low is None: return
-    edge = high if high != getattr(foe, first) else low
-    other = countermeasure(name, **{first: type(getattr(foe, first) or 1)(edge)})
-    assert str(other).startswith(f"{name}({first}=") and other != foe
+    edge = high if high != getattr(counter, first) else low
+    other = countermeasure(name, **{first: type(getattr(counter, first) or 1)(edge)})
+    assert str(other).startswith(f"{name}({first}=") and other != counter
     assert countermeasure(str(other)) == other
     for out in (low - 1, high + 1):
         with pytest.raises(BadInput, match="out of range"): countermeasure(name, **{first: out})
@@ -144,10 +144,10 @@ def test_any_pipeline_of_pixels(tmp_path, data):
                        down_block_types=("DownBlock2D",) * 2, layers_per_block=1,
                        up_block_types=("UpBlock2D",) * 2, add_attention=False)
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "mine")
-    foe = countermeasure("diffusion_purify", pipeline=str(tmp_path / "mine"), steps=2)
-    assert foe.files(data.x[:4], data.y[:4]).shape == (4, 3, 32, 32)
+    counter = countermeasure("diffusion_purify", pipeline=str(tmp_path / "mine"), steps=2)
+    assert counter.files(data.x[:4], data.y[:4]).shape == (4, 3, 32, 32)
     ours = countermeasure("diffusion_purify", steps=2).files(data.x[:4], data.y[:4])
-    assert not torch.equal(ours, foe.files(data.x[:4], data.y[:4]))
+    assert not torch.equal(ours, counter.files(data.x[:4], data.y[:4]))
 
 
 @pytest.mark.parametrize("what", ["nowhere", "empty", "latent"])

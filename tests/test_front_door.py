@@ -251,7 +251,7 @@ def test_the_commands_of_today_take_the_folders_of_then(tmp_path, capsys):
     assert read(tmp_path / "rows").method.tolist() == ["clean", "robust"]
 
 
-@pytest.mark.parametrize("name, recipe", [("tiny", "standard"), ("crowd", "adversarial"),
+@pytest.mark.parametrize("name, recipe", [("tiny", "standard"), ("adversarial", "adversarial"),
                                           ("tuned", "standard")])
 def test_weights_of_then_load_and_train_on(name, recipe):
     hider = dh.load_hider(OLD / f"{name}.safetensors")

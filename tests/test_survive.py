@@ -1,4 +1,4 @@
-"Room 56 and what it changed: places, opponents, readers, a crowd, and hardened weights."
+"Room 56 and what it changed: places, countermeasures, readers, their pool, and trained weights."
 import copy
 import json
 
@@ -80,17 +80,17 @@ def test_new_kinds_pass_a_gradient(kind):
     assert kind in SOFT and x.grad.abs().sum() > 0
 
 
-# ---- opponents ----
+# ---- countermeasures ----
 
 @pytest.mark.parametrize("kind", list(s.SHARES))
 def test_every_opponent_lets_the_gradient_through_and_repeats_itself(kind):
     x, y = pictures().requires_grad_(), torch.arange(8) % 4
-    foe, runs = s.opponents(4, FEW)[kind], []
+    counter, runs = s.surrogate_countermeasures(4, FEW)[kind], []
     for _ in range(2):
         torch.manual_seed(1)
         model = net("quick", 4)
-        seen, label = foe.batch(x, y, gen(5), 4)
-        loss = foe.loss(model, seen, label)
+        seen, label = counter.batch(x, y, gen(5), 4)
+        loss = counter.loss(model, seen, label)
         runs.append(loss.item())
         x.grad = None
         loss.backward()
@@ -113,21 +113,21 @@ def test_what_a_class_has_in_common_is_taken_out_and_what_moves_stays():
     one, turn = 0.2 * (pictures(4) - 0.5)[y], torch.tensor([1.0, -1.0]).repeat_interleave(20)
     moved = one * turn[:, None, None, None]  # of either sign, so that its mean is nothing
     for mark, left in ((one, 0.0), (moved, 1.0)):
-        foe, stego = s.Unmarked(4), (cover + mark).requires_grad_()
-        for _ in range(3): less, seen = foe.purify(cover, stego, y)
+        counter, stego = s.Unmarked(4), (cover + mark).requires_grad_()
+        for _ in range(3): less, seen = counter.purify(cover, stego, y)
         size = (seen - less).square().sum() / mark.square().sum()
         assert abs(size.item() - left) < 0.05
-        assert foe.means.shape == (4, 3 * 32 * 32)
+        assert counter.means.shape == (4, 3 * 32 * 32)
         seen.sum().backward()
         assert stego.grad.abs().sum() > 0
 
 
 def test_a_readers_memory_is_its_own():
-    foe, x = s.opponents(3, FEW)["projection"], pictures(6)
-    readers = [s.Reader(foe, torch.zeros(3, 1, 3, 32, 32), x) for _ in range(2)]
+    counter, x = s.surrogate_countermeasures(3, FEW)["projection"], pictures(6)
+    readers = [s.Reader(counter, torch.zeros(3, 1, 3, 32, 32), x) for _ in range(2)]
     sum(readers[0].losses(x, x / 2, torch.arange(6) % 3, gen()).values()).backward()
     assert torch.is_tensor(readers[0].opponent.means)
-    assert readers[1].opponent.means == foe.means == 0
+    assert readers[1].opponent.means == counter.means == 0
 
 
 @given(share=st.floats(0, 1), shift=st.floats(-0.2, 0.2))
@@ -142,11 +142,11 @@ def test_destroyed_is_the_energy_that_is_gone_whatever_else_was_done(share, shif
 def test_autoencoders_take_turns_keep_sizes_and_pass_a_gradient(size):
     torch.manual_seed(4)
     state = torch.get_rng_state()
-    foe = s.Redrawn(2, (255 * torch.rand(6, 3, *size, generator=gen())).byte(), (1.0, 1e6), passes=2)
+    counter = s.Redrawn(2, (255 * torch.rand(6, 3, *size, generator=gen())).byte(), (1.0, 1e6), passes=2)
     assert torch.equal(torch.get_rng_state(), state)  # nobody else's draws have moved
-    assert not any(p.requires_grad for m in foe.models for p in m.parameters())
+    assert not any(p.requires_grad for m in counter.models for p in m.parameters())
     x = torch.rand(2, 3, *size, generator=gen()).requires_grad_()
-    shown = [foe.purify(x.detach(), x, torch.zeros(2).long())[1] for _ in range(3)]
+    shown = [counter.purify(x.detach(), x, torch.zeros(2).long())[1] for _ in range(3)]
     assert shown[0].shape == x.shape and not torch.equal(shown[0], shown[1])
     torch.testing.assert_close(shown[0], shown[2])
     shown[0].sum().backward()
@@ -155,9 +155,9 @@ def test_autoencoders_take_turns_keep_sizes_and_pass_a_gradient(size):
 
 @pytest.mark.parametrize("kind, counts", [("plain", False), ("projection", False),
                                           ("gray", True), ("redrawn", True), ("jpeg", True)])
-def test_only_strict_opponents_count_what_they_destroy(kind, counts):
+def test_only_strict_countermeasures_count_what_they_destroy(kind, counts):
     x, y = pictures(6), torch.arange(6) % 3
-    reader = s.Reader(s.opponents(3, FEW)[kind], torch.zeros(3, 1, 3, 32, 32), x)
+    reader = s.Reader(s.surrogate_countermeasures(3, FEW)[kind], torch.zeros(3, 1, 3, 32, 32), x)
     stego = (0.9 * x + 0.1 * pictures(6, seed=5)).requires_grad_()
     losses = reader.losses(x, stego, y, gen())
     assert (losses["lost"] > 0) == counts == losses["lost"].requires_grad
@@ -180,21 +180,21 @@ def test_in_common_is_one_for_one_mark_and_nothing_for_chance(n, classes, noise)
 def test_what_is_known_of_a_class_is_taken_off_before_it_is_drawn_again():
     x, y = pictures(6), torch.arange(6) % 3
     mark = pictures(3, seed=4)[y] / 9
-    foe = s.Redrawn(3, FEW, passes=1)
-    foe.redraw = lambda both: both  # as if it drew perfectly
+    counter = s.Redrawn(3, FEW, passes=1)
+    counter.redraw = lambda both: both  # as if it drew perfectly
     for _ in range(60):
-        bare, left = foe.purify(x, x + mark, y)
+        bare, left = counter.purify(x, x + mark, y)
     assert torch.equal(bare, x)
     torch.testing.assert_close(left, x, atol=1e-3, rtol=0)
 
 
 def test_gray_readers_see_no_colour():
-    x = s.opponents(4, FEW)["gray"].batch(
+    x = s.surrogate_countermeasures(4, FEW)["gray"].batch(
         pictures(), torch.zeros(8, dtype=torch.long), gen(), 4)[0]
     assert (x - x.mean(1, keepdim=True)).abs().max() < 2 / 255
 
 
-# ---- readers and crowd ----
+# ---- readers and pool ----
 
 def test_a_reader_learns_what_is_plain():
     cover, y = pictures(24), torch.arange(24) % 3
@@ -212,13 +212,13 @@ def test_a_reader_learns_what_is_plain():
     assert reader.age == 40 and alone < 0.3 and seen < 0.8  # labels are smoothed
 
 
-def test_a_crowd_is_as_old_as_it_should_be():
-    crowd, x8 = s.Crowd(classes=3, life=5), load_dataset(per_class=3).x
+def test_a_pool_is_as_old_as_it_should_be():
+    pool, x8 = s.Crowd(classes=3, life=5), load_dataset(per_class=3).x
     lib, seen, g = pictures(20)[:, None], {}, gen()
     for _ in range(120):
-        cover, secret, y = crowd.draw(x8, lib, 6, g)
-        reader = crowd.readers[crowd.kind]
-        seen.setdefault(crowd.kind, set()).add(reader.net)  # kept, so that no id comes twice
+        cover, secret, y = pool.draw(x8, lib, 6, g)
+        reader = pool.readers[pool.kind]
+        seen.setdefault(pool.kind, set()).add(reader.net)  # kept, so that no id comes twice
         assert reader.age < 5 and len(reader.secrets) == 3
         assert all(any(torch.equal(a, b) for b in reader.secrets[:, 0]) for a in secret)
         reader.age += 1
@@ -226,33 +226,33 @@ def test_a_crowd_is_as_old_as_it_should_be():
 
 
 def test_readers_know_no_more_shapes_than_the_front_has():
-    crowd = s.Crowd(classes=6, often=2)
+    pool = s.Crowd(classes=6, often=2)
     for _ in range(12):
-        cover, secret, y = crowd.draw(load_dataset(per_class=3).x, pictures(9)[:, None], 8, gen(_))
-        crowd(cover, secret, y, gen())
-        crowd.readers[crowd.kind].age = crowd.life  # the next one draws its shapes anew
-    assert {len(r.secrets) for r in crowd.readers.values()} == {2}
+        cover, secret, y = pool.draw(load_dataset(per_class=3).x, pictures(9)[:, None], 8, gen(_))
+        pool(cover, secret, y, gen())
+        pool.readers[pool.kind].age = pool.life  # the next one draws its shapes anew
+    assert {len(r.secrets) for r in pool.readers.values()} == {2}
 
 
 def test_a_small_folder_has_small_readers():
-    crowd = s.Crowd()
+    pool = s.Crowd()
     x8, g = load_dataset(per_class=3).x, gen()
     met = set()
     while met != set(s.SHARES):
-        cover, secret, y = crowd.draw(x8, pictures(2)[:, None], 8, g)
-        met.add(crowd.kind)
-        assert all(v.isfinite() for v in crowd(cover, secret, y, g).values())
-    for way in crowd.kinds["augment"].choice:  # mixtures of two classes, not of ten
-        assert way.loss(crowd.readers["augment"].net, *way.batch(cover, y, g, 2)).isfinite()
-    assert {len(r.secrets) for r in crowd.readers.values()} == {2}
+        cover, secret, y = pool.draw(x8, pictures(2)[:, None], 8, g)
+        met.add(pool.kind)
+        assert all(v.isfinite() for v in pool(cover, secret, y, g).values())
+    for way in pool.kinds["augment"].choice:  # mixtures of two classes, not of ten
+        assert way.loss(pool.readers["augment"].net, *way.batch(cover, y, g, 2)).isfinite()
+    assert {len(r.secrets) for r in pool.readers.values()} == {2}
 
 
-def test_harden_trains_repeats_itself_and_logs_its_readers():
+def test_training_repeats_itself_and_logs_its_readers():
     x8, lib = load_dataset(per_class=3).x, semantic_images(["a", "b", "c"])
     def once():
         torch.manual_seed(1)
         hider = Hider(THIN)
-        return hider, s.harden(hider, x8, lib, steps=4, seed=2, batch=8)
+        return hider, s.train_adversarial(hider, x8, lib, steps=4, seed=2, batch=8)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # on several, an autoencoder's gradient adds up in any order
     try: (a, log), (b, _) = once(), once()
@@ -265,7 +265,7 @@ def test_harden_trains_repeats_itself_and_logs_its_readers():
 
 def test_adapt_goes_on_as_the_preset_was_trained(monkeypatch):
     called, how = [], {}
-    monkeypatch.setattr(s, "harden", lambda *a, **k: how.update(k))
+    monkeypatch.setattr(s, "train_adversarial", lambda *a, **k: how.update(k))
     standard = recipes.Recipe(None, lambda *a, **k: called.append(k))
     monkeypatch.setitem(recipes.RECIPES, "standard", standard)
     x8, lib = load_dataset(per_class=2).x, semantic_images(["a", "b"])

@@ -60,10 +60,10 @@ def test_four_epochs_are_two_and_two(name, task, tmp_path):
 
 
 def test_a_finished_training_is_only_read(task, tmp_path):
-    call = lambda: train_victim(*task, how(), keep=tmp_path / "a", countermeasure=foe)
-    foe = Unplugged()
+    call = lambda: train_victim(*task, how(), keep=tmp_path / "a", countermeasure=counter)
+    counter = Unplugged()
     first = call()
-    foe = Unplugged(0.0)  # would break down at the first batch
+    counter = Unplugged(0.0)  # would break down at the first batch
     again = call()
     assert again.history == first.history and again.accuracy == first.accuracy
 
@@ -73,9 +73,9 @@ def test_a_finished_training_is_only_read(task, tmp_path):
     (dict(countermeasure=CutMix()), "none, not cutmix")])
 def test_a_file_of_another_training_is_refused(other, word, task, tmp_path):
     train_victim(*task, how(), keep=tmp_path / "a")
-    foe = other.pop("countermeasure", None)
+    counter = other.pop("countermeasure", None)
     with pytest.raises(BadInput, match=word):
-        train_victim(*task, how(**other), keep=tmp_path / "a", countermeasure=foe)
+        train_victim(*task, how(**other), keep=tmp_path / "a", countermeasure=counter)
     x8, *rest = task
     with pytest.raises(BadInput, match="pictures"):
         train_victim(255 - x8, *rest, how(), keep=tmp_path / "a")
@@ -144,10 +144,10 @@ class Watch(Countermeasure):
         return super().loss(model, x, y, done)
 
 data, test = (load_dataset(split=s, per_class=50) for s in ("train", "test"))
-foe = Watch()
+counter = Watch()
 score = train_victim(data.x, data.y, test.x, test.y, VictimConfig(epochs=8, batch=35, every=8),
-                     countermeasure=foe, keep=sys.argv[1])
-state = foe.model.state_dict()
+                     countermeasure=counter, keep=sys.argv[1])
+state = counter.model.state_dict()
 hashed = hashlib.sha256(b"".join(v.contiguous().numpy().tobytes() for v in state.values()))
 print(json.dumps(dict(rank=Team().rank, weights=hashed.hexdigest(), accuracy=score.accuracy,
                       alone="accelerate" not in sys.modules)))
@@ -193,12 +193,12 @@ def test_without_accelerate_one_sentence_says_what_to_install(monkeypatch):
 
 # ---- on another device ----
 
-def lesson(at, name, foe, back=True):
+def lesson(at, name, counter, back=True):
     "One step there; any tensor that was left on the processor is an error."
     with torch.device(at): model = net(name, 10)
     store = pad_store(torch.zeros(8, 3, 32, 32, dtype=torch.uint8)).to(at)
     g, y = torch.Generator().manual_seed(0), torch.zeros(8, dtype=torch.long, device=at)
-    loss = foe.loss(model, *foe.batch(crop_flip(store, torch.arange(8), g), y, g, 10), 0.0)
+    loss = counter.loss(model, *counter.batch(crop_flip(store, torch.arange(8), g), y, g, 10), 0.0)
     if back: step(loss, optimisers(model, 0.1, 0.0, 9))
     return loss.device.type
 
