@@ -295,13 +295,13 @@ def speed(
     "Our loop against the plain one, and against the machine."
     if not 0 < seconds < 3600:
         raise BadInput(f"A slice of {seconds:g} seconds: give more than 0, up to 3600.")
-    if keep: Path(keep).parent.mkdir(parents=True, exist_ok=True)
     data = load_dataset(dataset, root=root, per_class=per_class)
     test = load_dataset(dataset, root=root, split="test")
     place = dict(dataset=dataset, seed=seed,
                  subset=f"first {per_class} a class" if per_class else "all")
     found = race(data, rounds, seconds) + cell(data, test, goal, seed)
     if full:
+        if keep: Path(keep).parent.mkdir(parents=True, exist_ok=True)
         run = plain_victim(data, test, goal, seed=seed, keep=keep)
         found += plain_rows(run, goal)
     stored = read(results or "nowhere", "measures")
